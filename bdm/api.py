@@ -143,9 +143,8 @@ class BranchedDiffusion:
     last_extension
         Result of the last :meth:`extend` for each added type, for :mod:`bdm.pl`.
     history
-        Losses of the last :meth:`fit` by training step: the table ``autoencoder``; with a network in the prior, also
-        ``training``, and a comparison of the network with the closed form on held-out cells: ``decision`` for the prior
-        ``flow``, ``branches`` for ``diffusion``.
+        Losses of the last :meth:`fit` by training step: the table ``autoencoder``; with the prior ``diffusion``, also
+        ``training``, and ``decision``, which compares the network with the closed form on held-out cells.
     """
 
     prepared: AnnData | None = None

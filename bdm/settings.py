@@ -23,7 +23,6 @@ PRIORS = Kinds(
     {
         "mixture": "bdm.prior.mixture",
         "diffusion": "bdm.prior.diffusion",
-        "flow": "bdm.prior.flow",
     },
 )
 
@@ -268,8 +267,8 @@ class TrainSettings(StageSettings):
     prior: Annotated[
         str,
         PRIORS,
-        "Distribution of latents: `mixture` (a normal per population, in closed form), `diffusion` (with a network on "
-        "branches that gain by it), `flow` (with a network on all branches or none), or the name of your own prior.",
+        "Distribution of latents: `mixture` (a normal per population, in closed form), `diffusion` (the mixture, "
+        "corrected by a network if held-out cells gain by it), or the name of your own prior.",
     ] = "mixture"
     width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
     n_layers: Annotated[int, Ge(1), "Number of residual blocks of the network of the prior."] = 3

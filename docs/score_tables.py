@@ -16,9 +16,8 @@ METHODS = {
     "branched-labels": "bdm, no sub-populations",
     "gaussian": "one normal a label",
     "diffusion": "diffusion",
-    "flow": "flow",
     "scvi-mixture": "mixture in scVI",
-    "scvi-flow": "flow in scVI",
+    "scvi-diffusion": "diffusion in scVI",
     "scvi": "scVI",
     "scanvi": "scANVI",
     "scdesigner": "scDesigner",
@@ -67,7 +66,7 @@ def text_of_properties() -> str:
 
 def text_of_self_fit() -> str:
     """Return mean forest and gene AUCs of the self-fit, data sets x methods."""
-    scores = pd.read_csv(STATIC / "benchmark_self_fit.csv").query("method != 'flow'")  # shown in priors.md
+    scores = pd.read_csv(STATIC / "benchmark_self_fit.csv").query("method != 'diffusion'")  # shown in priors.md
     means = scores.pivot_table("value", "data", ["score", "method"], sort=False)[["forest_auc", "gene_auc"]]
     titles = [f"{SCORE_TITLES[score]}, {method}" for score, method in means]
     lines = [["data", *titles], ["---"] * (len(titles) + 1)]

@@ -6,7 +6,6 @@ they are.
 
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,11 @@ from pandas.api.typing import DataFrameGroupBy
 from bdm._core.files import write_json
 from bdm.api import BranchedDiffusion
 from bdm.model.model import save_model
+from bdm.prior.diffusion import DiffusionPrior
+from bdm.prior.network import BranchNetwork, NetworkShape
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
-MODELS = {"everything": "diffusion", "flow": "flow", "mixture": "mixture"}  # prior by name of the folder
+MODELS = {"everything": "diffusion", "diffusion": "diffusion", "mixture": "mixture"}  # prior by name of the folder
 DATA = Path(__file__).with_name("data")
 N_GENES, N_PROTEINS, N_DONORS = 8, 2, 4
 KEYS = {
@@ -78,12 +79,12 @@ def fitted(prior: str, *, everything: bool) -> BranchedDiffusion:
     cells = simulated([0, 1, 2] if everything else [0, 1], n_features=n_features)
     model = BranchedDiffusion(cells, **(KEYS if everything else {}), settings=settings).fit()
     if prior != "mixture":  # a network that has learned little, and would not be used
-        network = deepcopy(model.fitted.prior.network)
-        generator = torch.Generator().manual_seed(0)
+        fitted_prior = model.model.prior
+        shape = NetworkShape(fitted_prior.populations.mean.shape[1], fitted_prior.n_rows, width=4, n_layers=1)
+        network, generator = BranchNetwork(shape).eval().requires_grad_(False), torch.Generator().manual_seed(0)
         for parameter in network.parameters():
-            parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
-        everywhere = torch.ones_like(model.fitted.prior.network_branches)
-        used = replace(model.fitted.prior, network=network, network_branches=everywhere)
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        used = DiffusionPrior(fitted_prior.hierarchy, fitted_prior.populations, network)
         model.fitted = replace(model.fitted, prior=used)
     return model.extend(simulated([3], n_features=n_features, seed=1)) if everything else model
 

@@ -158,7 +158,7 @@ def prepared_file(prepared, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(prepared_file, tmp_path_factory) -> Path:
-    """Run with briefly trained models, and a network on all branches."""
+    """Run with briefly trained models."""
     folder = tmp_path_factory.mktemp("trained")
     autoencoder, hierarchy = folder / "autoencoders/branched", folder / "hierarchies/branched.json"
     for path in (autoencoder, hierarchy, folder / "models/branched"):
@@ -166,7 +166,7 @@ def trained(prepared_file, tmp_path_factory) -> Path:
     bdm("autoencoder", prepared_file, autoencoder, "--n-steps", 60)
     bdm("hierarchy", autoencoder, hierarchy, "--n-bootstrap", 2)
     steps = ("--n-steps", 20, "--width", 8)
-    run("methods/everywhere.py", "train", autoencoder, hierarchy, folder / "models/branched", *steps)
+    bdm("train", autoencoder, hierarchy, folder / "models/branched", "--prior", "diffusion", *steps)
     for name in ("resampled", "negative_binomial"):
         run(f"methods/{name}.py", "train", prepared_file, folder / f"models/{name}")
     return folder
@@ -175,7 +175,6 @@ def trained(prepared_file, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("script", "model"),
     [
-        ("everywhere", "branched"),
         ("gaussian", "branched"),
         ("resampled", "resampled"),
         ("thinned", "resampled"),
@@ -430,11 +429,11 @@ TRAINING = ["--training", "branched=autoencoder-branched,train-branched", "--tra
 def collected(trained, tmp_path) -> Path:
     """Folder with the tables of two runs."""
     hierarchy = (trained / "hierarchies/branched.json").read_text()
-    branches = (trained / "models/branched/branches.csv").read_text()
+    decision = (trained / "models/branched/decision.csv").read_text()
     for seed, energy, seconds in ((0, 0.2, 10), (1, 0.4, 30)):
         folder = write_run(tmp_path / f"blood/{seed}", energy=energy, seconds=seconds)
         (folder / "hierarchies/branched.json").write_text(hierarchy)
-        (folder / "models/branched/branches.csv").write_text(branches)
+        (folder / "models/branched/decision.csv").write_text(decision)
     run("scripts/collect.py", "all", tmp_path, tmp_path / "blood/0", tmp_path / "blood/1", *TRAINING)
     return tmp_path
 
@@ -456,7 +455,7 @@ def test_tables_show_means_over_seeds_and_their_range(collected):
     assert "## Training, processor s\n\n| data | branched | scvi |" in text
     assert "| data | branched | scvi |\n| --- | --- | --- |\n| blood | 0/2/0 | 0/0/2 |" in text
     assert "| blood | DC | 12 | 3 | 0.30 (0.20 to 0.40) | 0.30 (0.20 to 0.40) |\n" in text
-    assert "with network, branched" in text
+    assert "kept, branched" in text
 
 
 # ---- pages

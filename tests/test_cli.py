@@ -124,9 +124,9 @@ def test_outputs_are_complete(made):
     }  # fmt: skip
     assert {path.name for path in (made / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(made / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
-    assert list(pd.read_csv(made / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
-    branches = pd.read_csv(made / "model" / "branches.csv")
-    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
+    assert list(pd.read_csv(made / "model" / "training.csv")) == ["step", "loss", "validation"]
+    decision = pd.read_csv(made / "model" / "decision.csv")
+    assert list(decision) == ["n_cells", "closed_form", "network", "gain", "kept"]
     hierarchy = load_hierarchy(made / "tree.json")
     assert sorted(read_tree(made / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 

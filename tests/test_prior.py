@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -9,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bdm._core.errors import InputError, TrainingError
-from bdm._core.seeds import derive
-from bdm._core.training import train
 from bdm.autoencoder.latent import LatentCells
 from bdm.autoencoder.moments import (
     Mixture,
@@ -23,11 +20,10 @@ from bdm.autoencoder.moments import (
 )
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.prior.base import FittedPrior, LatentPrior, PriorData
-from bdm.prior.diffusion import TENSOR_FIELDS, DiffusionPrior, HeldOut, make_correction
-from bdm.prior.flow import FlowMatchingPrior
+from bdm.prior.base import FittedPrior, PriorData
+from bdm.prior.diffusion import DiffusionPrior
 from bdm.prior.mixture import GaussianMixturePrior, HierarchicalSampler, dpm_solver, noise_levels
-from bdm.prior.network import BLOCK, BranchNetwork, NetworkShape, denoised_in_blocks, held_out_mask, training_plan
+from bdm.prior.network import BranchNetwork, NetworkShape, held_out_mask
 from bdm.prior.populations import MERGING_FACTOR, BranchPopulations
 from bdm.prior.transport import (
     MixtureMap,
@@ -69,8 +65,7 @@ def diffusion(moments: PopulationMoments, *, width: int = 16) -> DiffusionPrior:
         network = BranchNetwork(NetworkShape(n_dims, len(hierarchy.branches), width=width, n_layers=2))
         for layer in (network.leave, *(block.out for block in network.blocks)):
             nn.init.normal_(layer.weight, std=0.3)
-    kept = torch.ones(len(hierarchy.branches), dtype=torch.bool)
-    return DiffusionPrior(hierarchy, BranchPopulations.from_moments(moments, hierarchy), network, kept)
+    return DiffusionPrior(hierarchy, BranchPopulations.from_moments(moments, hierarchy), network)
 
 
 THREE = moments_of(torch.zeros(3, 3), torch.eye(3).repeat(3, 1, 1))
@@ -94,19 +89,6 @@ def test_cells_without_noise_stay_as_they_are():
     ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
-
-
-def test_network_is_used_on_branches_where_it_is_kept():
-    prior, x = diffusion(THREE), torch.randn(6, 3, generator=generator())
-    sigma, branch = torch.full((6,), 0.7), torch.tensor([0, 1, 2, 3, 0, 1])
-    both = prior.denoise(x, sigma, branch)
-    prior.network_branches[1] = False
-    on = branch == 1
-    some = prior.denoise(x, sigma, branch)
-    assert torch.equal(some[~on], both[~on])
-    assert not torch.allclose(some[on], both[on])
-    assert torch.equal(some[on], prior.populations.denoised(x, sigma, branch)[on])
-    assert torch.equal(prior.denoise(x, sigma[:1], branch[1:2]), prior.populations.denoised(x, sigma[:1], branch[1:2]))
 
 
 # ---- noise levels
@@ -326,20 +308,31 @@ STEEP = tree_of(  # one inner branch has no length
 )
 
 
-class Counted(DiffusionPrior):
-    """Counts cells per evaluation of the network."""
+class Counting:
+    """Counts cells per evaluation of the denoiser."""
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         vars(self).setdefault("calls", []).append(len(x))
         return super().denoise(x, sigma, branch)
 
 
-def exact_prior(hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False) -> Counted:
+class CountedMixture(Counting, GaussianMixturePrior):
+    """Mixture that counts."""
+
+
+class CountedDiffusion(Counting, DiffusionPrior):
+    """Diffusion that counts."""
+
+
+def exact_prior(
+    hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False
+) -> GaussianMixturePrior:
     """Prior of the mixtures below each branch; ``learned`` adds a zero network."""
-    network = BranchNetwork(NetworkShape(2, len(hierarchy.branches), width=4, n_layers=1))
-    kept = torch.full((len(hierarchy.branches),), learned)
     populations = BranchPopulations.from_moments(moments, hierarchy)
-    return Counted(hierarchy, populations, network.eval().requires_grad_(False), kept)
+    if not learned:
+        return CountedMixture(hierarchy, populations)
+    network = BranchNetwork(NetworkShape(2, len(hierarchy.branches), width=4, n_layers=1))
+    return CountedDiffusion(hierarchy, populations, network.eval().requires_grad_(False))
 
 
 def walk(
@@ -349,16 +342,8 @@ def walk(
 
 
 def n_evaluations(tree: HierarchicalSampler) -> list[int]:
-    """Number of cells of each evaluation of the network so far."""
+    """Number of cells of each evaluation of the denoiser so far."""
     return vars(tree.prior).get("calls", [])
-
-
-def test_many_cells_are_denoised_in_blocks(small_model):
-    prior, n_dims = small_model.model.prior, len(small_model.model.layout.names)
-    x = torch.randn(BLOCK + 3, n_dims)
-    sigma, branch = torch.rand(len(x)) + 0.1, torch.arange(len(x)) % prior.n_rows
-    torch.testing.assert_close(denoised_in_blocks(prior.denoise, x, sigma, branch), prior.denoise(x, sigma, branch))
-    assert denoised_in_blocks(prior.denoise, x[:0], sigma[:0], branch[:0]).shape == (0, n_dims)
 
 
 def test_denoiser_is_exact_for_mixtures():
@@ -455,14 +440,11 @@ def test_sharing_costs_less():
     assert sum(n_evaluations(shared)) < 0.7 * sum(n_evaluations(independent))
 
 
-def test_only_branches_with_a_network_need_the_solver():
-    nowhere, upper = walk(), walk()
-    upper.prior.network_branches[1] = True  # of `ab`, from 14 to 3.5
+def test_mixtures_need_no_solver():
+    closed = walk()
     for population in POPULATIONS:
-        assert_population(nowhere.sample(population, 3000, generator()), population)
-        assert_population(upper.sample(population, 3000, generator()), population)
-    assert not n_evaluations(nowhere)
-    assert len(n_evaluations(upper)) == 2 * (len(upper.solver_levels(14.0, 3.5)) - 1)
+        assert_population(closed.sample(population, 3000, generator()), population)
+    assert not n_evaluations(closed)
 
 
 # ---- training
@@ -481,55 +463,28 @@ def data_of(cells: LatentCells, *, validation: Tensor | None = None) -> PriorDat
     return PriorData(cells, whitening, population_moments(cells, whitening), hierarchy, validation)
 
 
-def fitted(
-    *,
-    n_steps: int,
-    seed: int = 0,
-    cells: LatentCells | None = None,
-    prior: type[LatentPrior] = DiffusionPrior,
-) -> FittedPrior:
+def fitted(*, n_steps: int, seed: int = 0, cells: LatentCells | None = None) -> FittedPrior:
     settings = TrainSettings(width=32, n_layers=2, n_steps=n_steps)
-    return prior.fit(data_of(cells or planted()), settings, seed=seed, device="cpu")
+    return DiffusionPrior.fit(data_of(cells or planted()), settings, seed=seed, device="cpu")
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
-def test_network_is_not_kept_for_normal_populations(seed):
-    cells = planted(n_each=500, seed=seed)
-    fit = fitted(n_steps=3000, seed=seed, cells=cells)
-    training, branches = fit.history["training"], fit.history["branches"]
-    assert list(training) == ["step", "loss", "validation", "closed_form"]
-    assert training["step"].iloc[-1] < 1500  # as held-out cells gain nothing
-    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
-    assert list(branches["branch"]) == [branch.name for branch in fit.prior.hierarchy.branches]
-    assert branches["least_gain"].notna().all()
-    assert not branches["kept"].any()
-    assert not fit.prior.network_branches.any()
-    assert "on no branch" in fit.prior.description
-    moments = population_moments(cells, fit_whitening(cells))
-    for code, population in enumerate(cells.populations):
-        x = fit.prior.sampler().sample(population, 1000, generator())
-        assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
-
-
-def test_flow_starts_from_the_mixture_and_stays_there_for_normal_populations():
-    cells, x = planted(n_each=500), torch.randn(6, 2, generator=generator())
+def test_diffusion_starts_from_the_mixture_and_is_the_mixture_for_normal_populations(seed):
+    cells, x = planted(n_each=500, seed=seed), torch.randn(6, 2, generator=generator())
     data = data_of(cells)
     mixture = GaussianMixturePrior.from_moments(data.moments, data.hierarchy)
     network = BranchNetwork.initial(data, TrainSettings(width=8, n_layers=1), seed=0)
-    untrained = FlowMatchingPrior(data.hierarchy, mixture.populations, network, torch.ones(5, dtype=torch.bool))
     noised = x, torch.linspace(0.1, 3.0, 6), torch.arange(6) % 5
+    untrained = DiffusionPrior(data.hierarchy, mixture.populations, network)
     assert torch.equal(untrained.denoise(*noised), mixture.denoise(*noised))
-    fit = fitted(n_steps=2000, cells=cells, prior=FlowMatchingPrior)
+    fit = fitted(n_steps=2000, seed=seed, cells=cells)
     training, decision = fit.history["training"], fit.history["decision"]
     assert list(training) == ["step", "loss", "validation"]
     assert training["step"].iloc[-1] < 2000  # as held-out cells gain nothing
     assert list(decision) == ["n_cells", "closed_form", "network", "gain", "kept"]
     assert not decision["kept"].any()
-    assert not fit.prior.network_branches.any()
+    assert fit.prior.name == "mixture"
     assert torch.equal(fit.prior.populations.mean, mixture.populations.mean)  # of all cells
-    for code, population in enumerate(cells.populations):
-        x = fit.prior.sampler().sample(population, 1000, generator())
-        assert_moments(x, data.moments.mean[code], data.moments.covariance[code], tolerance=0.2)
 
 
 @pytest.mark.parametrize("has_validation", [True, False])
@@ -544,9 +499,8 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
     data = replace(data_of(cells, validation=validation if has_validation else None), cells=poisoned)
     settings = TrainSettings(width=8, n_layers=1, n_steps=3)
-    for prior in (DiffusionPrior, FlowMatchingPrior):
-        with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
-            prior.fit(data, settings, seed=0, device="cpu")
+    with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
+        DiffusionPrior.fit(data, settings, seed=0, device="cpu")
 
 
 def test_type_of_validation_cells_alone_is_trained_on():
@@ -563,53 +517,9 @@ def test_of_few_cells_one_is_held_out():
         held_out_mask(cells.subset(torch.arange(1)), None, seed=0)
 
 
-def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Tensor]]:
-    """Held-out cells, a biased closed form, and an untrained network."""
-    data = data_of(planted())
-    wrong = replace(data.moments, mean=data.moments.mean + 1.0)
-    populations = BranchPopulations.from_moments(wrong, data.hierarchy)
-    network = BranchNetwork.initial(data, TrainSettings(width=8, n_layers=1), seed=0)
-    held_out = HeldOut.from_cells(data, chosen, populations, seed=0)
-    return held_out, network, make_correction(network, populations)
-
-
-def test_gain_is_paired_by_cell():
-    """More draws of the same cells add no evidence."""
-    chosen = torch.arange(600) % 5 == 0
-    held_out, network, remainder = off_by_one(chosen)
-    nothing = held_out.compare(remainder)
-    assert (nothing.by_branch["gain"].dropna() == 0).all()
-    assert not nothing.by_branch["kept"].any()
-    assert nothing.loss == held_out.closed_form_loss
-    with torch.no_grad():
-        network.leave.bias.fill_(-0.5)
-    gained = held_out.compare(remainder)
-    leaf = gained.by_branch.iloc[data_of(planted()).hierarchy.rows["a"]]
-    assert leaf["kept"]
-    assert leaf["n_cells"] == int((chosen & (planted().population == 0)).sum())
-    assert gained.loss < held_out.closed_form_loss
-    twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSOR_FIELDS})
-    twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
-    np.testing.assert_allclose(twice.compare(remainder).by_branch["gain"], gained.by_branch["gain"])
-    assert (held_out.compare(remainder, n_looks=30).by_branch["least_gain"] > gained.by_branch["least_gain"]).all()
-
-
-def test_network_is_not_kept_for_the_sake_of_few_cells():
-    """Rare, large harm may be absent from few cells."""
-    chosen = (torch.arange(600) % 5 == 0) & ((planted().population != 0) | (torch.arange(600) < 100))
-    held_out, network, remainder = off_by_one(chosen)
-    with torch.no_grad():
-        network.leave.bias.fill_(-0.5)
-    table = held_out.compare(remainder).by_branch
-    few, many = (table.iloc[data_of(planted()).hierarchy.rows[name]] for name in ("a", "b"))
-    assert few["gain"] > many["least_gain"]
-    assert not few["kept"]
-    assert many["kept"]
-
-
-@pytest.mark.parametrize("prior", [DiffusionPrior, FlowMatchingPrior])
-def test_same_seed_same_network(prior):
-    first, same, third = (fitted(n_steps=5, seed=seed, prior=prior).prior.network.state_dict() for seed in (1, 1, 2))
+def test_same_seed_same_network(monkeypatch):
+    monkeypatch.setattr("bdm.prior.diffusion.MIN_GAIN", -np.inf)  # so that the network is kept
+    first, same, third = (fitted(n_steps=5, seed=seed).prior.network.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["enter.weight"], third["enter.weight"])
 
@@ -623,70 +533,29 @@ def two_sided() -> LatentCells:
     return LatentCells(mean, torch.full_like(mean, 0.2), population, ("a", "b"))
 
 
-KINDS = [DiffusionPrior, FlowMatchingPrior]
-
-
 @cache
-def fitted_to_two_sided(kind: type[LatentPrior], *, seed: int = 0) -> FittedPrior:
+def fitted_to_two_sided(*, seed: int = 0) -> FittedPrior:
     """Prior shared by tests."""
-    return fitted(n_steps=300, seed=seed, cells=two_sided(), prior=kind)
+    return fitted(n_steps=300, seed=seed, cells=two_sided())
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
-@pytest.mark.parametrize("kind", KINDS)
-def test_network_learns_what_is_not_normal(seed, kind):
-    fit = fitted_to_two_sided(kind, seed=seed)
-    assert fit.prior.network_branches[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
-    if kind is FlowMatchingPrior:
-        assert fit.history["decision"]["gain"][0] > 10
-    else:
-        training, branches = fit.history["training"], fit.history["branches"]
-        assert fit.prior.network_branches.tolist() == list(branches["kept"])
-        assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
+def test_network_learns_what_is_not_normal(seed):
+    fit, data = fitted_to_two_sided(seed=seed), data_of(two_sided())
+    assert fit.prior.name == "diffusion"
+    assert fit.history["decision"]["gain"][0] > 10
+    of_all_cells = GaussianMixturePrior.from_moments(data.moments, data.hierarchy)
+    assert torch.equal(fit.prior.populations.mean, of_all_cells.populations.mean)
     x = fit.prior.sampler().sample("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
 
 
-def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
-    data, fit = data_of(planted()), fitted(n_steps=10)
-    chosen = held_out_mask(data.cells, None, seed=0)
-
-    def loss_of_closed_form(seen: LatentCells):
-        populations = BranchPopulations.from_moments(population_moments(seen, data.whitening), data.hierarchy)
-        held_out = HeldOut.from_cells(data, chosen, populations, seed=derive(0, "decision"))
-        return held_out.compare(make_correction(fit.prior.network, populations)).by_branch["closed_form"]
-
-    of_seen, of_all = (
-        loss_of_closed_form(seen) for seen in (data.cells.subset((~chosen).nonzero().squeeze(1)), data.cells)
-    )
-    loss = fit.history["branches"]["closed_form"]
-    np.testing.assert_array_equal(loss, of_seen)
-    assert (loss != of_all).any()
-    expected = BranchPopulations.from_moments(data.moments, data.hierarchy)  # of all cells, in the end
-    assert torch.equal(fit.prior.populations.mean, expected.mean)
-
-
 @pytest.mark.slow
-def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
-    fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
-    assert fit.prior.network_branches.any()
-    settings, cpu = TrainSettings(width=32, n_layers=2, n_steps=300), torch.device("cpu")
-    network = BranchNetwork.initial(data, settings, seed=0)
-    loss = DiffusionPrior.loss_class(data, torch.arange(1500), DiffusionPrior.denoise_with, fit.prior.populations, cpu)
-    training = fit.history["training"]
-    n_steps = int(training["step"][training["validation"].idxmin()])
-    train(network, loss, training_plan(settings, cpu, seed=0, stop_after=n_steps))
-    expected = network.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_embeddings_of_added_branches_denoise_their_cells(kind):
+def test_embeddings_of_added_branches_denoise_their_cells():
     known, settings = data_of(two_sided()), TrainSettings(n_steps=300)
-    prior = fitted_to_two_sided(kind).prior
+    prior = fitted_to_two_sided().prior
     turned = replace(known.cells, mean=known.cells.mean.flip(1))  # in two parts along another axis
     data = replace(known, cells=turned, moments=population_moments(turned, known.whitening))
     embeddings = prior.fit_added(data, "a", settings, seed=0)["embeddings"]
@@ -699,8 +568,7 @@ def test_embeddings_of_added_branches_denoise_their_cells(kind):
     errors = []
     for added in (embeddings, start):
         populations = prior.populations.joined(BranchPopulations.from_moments(data.moments, data.hierarchy))
-        network, kept = prior.network.with_branches(added), torch.ones(2 * prior.n_rows, dtype=torch.bool)
-        extended = replace(prior, populations=populations, network=network, network_branches=kept)
+        extended = replace(prior, populations=populations, network=prior.network.with_branches(added))
         errors.append(float(((extended.denoise(noised, sigma, row) - x) ** 2).mean()))
     assert errors[0] < 0.98 * errors[1]
 
@@ -751,13 +619,8 @@ def test_prior_with_a_network_says_what_it_cannot():
     prior = exact_prior(TREE, learned=True)
     with pytest.raises(InputError, match="The prior 'diffusion' cannot be conditioned"):
         prior.condition(torch.tensor([1.0, 0.0]), 0.0)
-    with pytest.raises(InputError, match="cannot give the density of 'a'"):
+    with pytest.raises(InputError, match="cannot give the density of cells"):
         prior.log_prob(MEANS, "a")
-    closed = exact_prior(TREE)
-    assert torch.equal(
-        closed.log_prob(MEANS, "a"), GaussianMixturePrior.from_moments(MOMENTS, TREE).log_prob(MEANS, "a")
-    )
-    assert isinstance(closed.condition(torch.tensor([1.0, 0.0]), 0.0), GaussianMixturePrior)
 
 
 # ---- from one population to another

@@ -409,28 +409,14 @@ def test_page_names_types_of_few_cells_whose_place_is_uncertain(text, results):
     assert re.search(rf"{re.escape(name)} \(\d+ cells\): 42%\.", text)
 
 
-LOSSES = pd.DataFrame(
-    {
-        "branch": ["node 1", "<b>T", "<b>T/1", "B"],
-        "n_cells": [40, 30, 20, 10],
-        "closed_form": [0.5, 0.4004, 0.3, np.nan],
-        "network": [0.4, 0.4, 0.31, np.nan],
-        "gain": [3.44, 5.0, -0.72, np.nan],
-        "kept": [True, True, False, False],
-    }
-)
-
-
-def test_page_shows_on_which_branches_the_network_is_kept(results):
-    page = report_page(replace(results, branches=LOSSES))
-    assert "kept on 2 of 4 branches" in words_of(page)
-    assert rows_of(page, "losses") == [
-        ["<b>T", "0.400", "0.400", "5.0", "kept"],
-        ["node 1", "0.500", "0.400", "3.4", "kept"],
-        ["<b>T/1", "0.300", "0.310", "\N{MINUS SIGN}0.7", "not kept"],
-        ["B", "\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}", "not kept"],
-    ]
-    assert "What the network adds" not in report_page(replace(results, branches=None))
+@pytest.mark.parametrize(("gain", "kept", "words"), [(3.44, True, "is kept"), (-0.72, False, "is not kept")])
+def test_page_says_whether_the_network_is_kept(results, gain, kept, words):
+    decision = {"n_cells": 40, "closed_form": 0.5, "network": 0.4004, "gain": gain, "kept": kept}
+    text = words_of(report_page(replace(results, network=pd.DataFrame([decision]))))
+    number = f"{gain:.1f}".replace("-", "\N{MINUS SIGN}")
+    assert f"{words}: the loss of 40 held-out cells is 0.400 with it, and 0.500" in text
+    assert f"a gain of {number} standard errors" in text
+    assert "What the network adds" not in report_page(replace(results, network=None))
 
 
 def test_cost_of_steps_is_in_the_order_in_which_they_ended(tmp_path):
@@ -504,8 +490,8 @@ def halve(path: Path) -> None:
         ("evaluation/umap.png", lose, r"has no evaluation/umap\.png; make it"),
         ("evaluation/evaluation.json", halve, "evaluation"),
         ("interpretation/interpretation.safetensors", halve, "missing or damaged"),
-        ("model/branches.csv", lambda path: path.write_bytes(b""), "some is damaged"),
-        ("model/branches.csv", lambda path: path.write_bytes(b"branch,kept\nnode 1,True\n"), "some is damaged"),
+        ("model/decision.csv", lambda path: path.write_bytes(b""), "some is damaged"),
+        ("model/decision.csv", lambda path: path.write_bytes(b"n_cells,kept\n9,True\n"), "some is damaged"),
     ],
 )
 def test_results_that_lack_or_are_damaged_are_rejected(full, tmp_path, name, spoil, message):

@@ -33,11 +33,27 @@ def name_effects(content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         part["effects"] = {name: {"kind": name, **value} for name, value in effects.items() if value is not None}
 
 
-FORMAT = 33  # of files; increase it when fields of saved dataclasses change
+def keep_one_network(content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Name the prior with a network ``diffusion``, formerly ``flow``; without a kept network, it is the mixture."""
+    if "model" not in content or content["model"]["base"]["prior"]["kind"] not in ("flow", "diffusion"):
+        return
+    prior = content["model"]["base"]["prior"]
+    states = [extension["prior_state"] for extension in content["model"]["extensions"]]
+    kept, *_ = [bool(tensors[part.pop("network_branches")].any()) for part in (prior, *states)]
+    if kept and prior["kind"] == "diffusion":
+        raise InputError("The prior of the model has a network by branch, which bdm no longer reads; fit it again.")
+    prior["kind"] = "diffusion" if kept else "mixture"
+    if not kept:
+        del prior["network"]
+        for state in states:
+            state.clear()
+
+
+FORMAT = 34  # of files; increase it when fields of saved dataclasses change
 OLDEST = {"model": 31}  # oldest readable format by kind, of bdm 0.1.0; other kinds are read in FORMAT only
 # Functions by format, which change JSON content and tensors in place to the next format. New fields need none if their
 # default reproduces older files
-UPGRADES: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {32: name_effects}
+UPGRADES: dict[int, Callable[[dict[str, Any], dict[str, Tensor]], None]] = {32: name_effects, 33: keep_one_network}
 TEXT = pd.Series([""]).dtype  # dtype of text columns: str since pandas 3, object before
 
 Value = TypeVar("Value")

@@ -39,13 +39,6 @@ class TrainingPlan:
     n_warmup: int = 100
     validate_every: int = 100  # steps between validations of the averaged weights; the best are kept
     patience: int | None = None  # validations without a lower loss before training stops; None: do not stop early
-    untrained_loss: float = math.inf  # of validation cells without training; only lower losses count
-    stop_after: int | None = None  # steps, on the learning rates of ``n_steps``; None: all
-
-    @property
-    def last_step(self) -> int:
-        """Number of the last step, without early stopping."""
-        return self.n_steps if self.stop_after is None else self.stop_after
 
 
 def train(
@@ -69,7 +62,7 @@ def train(
     adam = torch.optim.Adam([tensor for tensor in network.parameters() if tensor.requires_grad], lr=plan.learning_rate)
     schedule, losses, index = LambdaLR(adam, warmup_and_cosine(plan)), Losses(), 0
     try:
-        for index in progress(range(plan.last_step), total=plan.last_step, doing=f"training {plan.name}", unit="step"):
+        for index in progress(range(plan.n_steps), total=plan.n_steps, doing=f"training {plan.name}", unit="step"):
             with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
                 value = loss(network, torch_generator(plan.seed, "step", index))
             mean = value.item()
@@ -83,7 +76,7 @@ def train(
             schedule.step()
             averaged.update_parameters(network)
             step = index + 1
-            if step % plan.validate_every == 0 or step == plan.last_step:
+            if step % plan.validate_every == 0 or step == plan.n_steps:
                 record_losses(losses, averaged.module, plan, validation, step=step)
                 logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in losses.history[-1].items()))
                 if plan.patience is not None and losses.n_without_gain >= plan.patience:
@@ -129,7 +122,7 @@ def record_losses(
         if not math.isfinite(row["validation"]):
             raise DivergenceError(f"the loss of validation cells became {row['validation']}")
         losses.n_without_gain += 1
-        if row["validation"] < min(losses.best, plan.untrained_loss):
+        if row["validation"] < losses.best:
             losses.best, losses.best_weights = row["validation"], copy.deepcopy(averaged.state_dict())
             losses.n_without_gain = 0
     losses.history.append(row)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
 
     populations: BranchPopulations
 
+    has_network: ClassVar[bool] = False
+
     @classmethod
     def from_moments(cls, moments: PopulationMoments, hierarchy: Hierarchy) -> GaussianMixturePrior:
         """Build the prior from the moments of its populations."""
@@ -61,11 +63,6 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
     def description(self) -> str:
         """Short description for reports."""
         return "a normal distribution of each population, in closed form"
-
-    @property
-    def uses_network(self) -> Tensor:
-        """Mask of the branches with a network, by row: none."""
-        return torch.zeros(len(self.populations.mean), dtype=torch.bool)
 
     def to(self, device: torch.device | str) -> Self:
         """Return a copy on a device."""
@@ -102,23 +99,17 @@ class GaussianMixturePrior(LatentPrior, name="mixture"):
 class HierarchicalSampler(Sampler):
     """Sample from the root down: denoise cells along each branch, then transport them to its child.
 
-    Cells are whitened, cells x dimensions. Paths without a network need no solver, as their populations have a closed
-    form. Results depend on the arguments and the generator alone, not on earlier calls.
+    Cells are whitened, cells x dimensions. Without a network, populations have a closed form, and need no solver.
+    Results depend on the arguments and the generator alone, not on earlier calls.
     """
 
     prior: GaussianMixturePrior
-    n_levels: int = N_LEVELS  # of the solver, on a path with a network from the root to a population
+    n_levels: int = N_LEVELS  # of the solver, from the root to a population
 
     @property
     def hierarchy(self) -> Hierarchy:
         """Tree of the populations."""
         return self.prior.hierarchy
-
-    @cached_property
-    def uses_network(self) -> list[bool]:
-        """Mask of the branches with a network, by row."""
-        mask: list[bool] = self.prior.uses_network.tolist()
-        return mask
 
     @cached_property
     def mixture(self) -> Callable[[int, float], Mixture]:
@@ -165,7 +156,7 @@ class HierarchicalSampler(Sampler):
     def single_normal(self, segment: Segment) -> Normal | None:
         """Return the normal of a branch that needs no solver: no network, one component."""
         mixture = self.mixture(segment.row, segment.low)  # the lowest level has the most components
-        return mixture.moments if mixture.n_components == 1 and not self.uses_network[segment.row] else None
+        return mixture.moments if mixture.n_components == 1 and not self.prior.has_network else None
 
     @torch.no_grad()
     def descend_branch(self, segment: Segment, x: Tensor) -> Tensor:
@@ -208,14 +199,14 @@ class HierarchicalSampler(Sampler):
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         """Convert cells of one population to another through their common ancestor.
 
-        The probability-flow ODE moves cells up to the ancestor, then down. If no branch on the way has a network,
-        optimal transport between the two normals at the ancestor's level connects both paths; it preserves the relative
-        position of cells and is invertible.
+        The probability-flow ODE moves cells up to the ancestor, then down. Without a network, optimal transport between
+        the two normals at the ancestor's level connects both paths; it preserves the relative position of cells and is
+        invertible.
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
         level, top = ancestor.level, self.hierarchy.rows[ancestor.name]
-        if any(self.uses_network[segment.row] for segment in (*up, *down)):
+        if self.prior.has_network:
             return self.descend_path(top, down, self.ascend_path(top, up, x, generator), generator)
         x = normal_flow(self.normal(population), 0, level)(x)
         x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
@@ -224,18 +215,13 @@ class HierarchicalSampler(Sampler):
     def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample independent cells of a population, cells x dimensions.
 
-        Sampling starts at the upper end of the first branch with a network. Below the last one, a single segment in
-        closed form leads to the population.
+        With a network, sampling starts at the root.
         """
-        path = self.hierarchy.path(population)
-        with_network = [i for i, segment in enumerate(path) if self.uses_network[segment.row]]
-        if not with_network:
+        if not self.prior.has_network:
             return sample_noised(self.mixture(self.hierarchy.rows[population], 0.0), 0.0, n_cells, generator)
-        first, last = path[with_network[0]], path[with_network[-1]]
+        first, *below = self.hierarchy.path(population)
         x = self.descend_branch(first, self.start_branch(first, n_cells, generator))
-        x = self.descend_path(first.row, path[with_network[0] + 1 : with_network[-1] + 1], x, generator)
-        below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
-        return self.descend_path(last.row, below, x, generator)
+        return self.descend_path(first.row, below, x, generator)
 
     def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample cells with shared ancestors at the lower end of each branch.

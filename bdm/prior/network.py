@@ -1,26 +1,20 @@
-"""Priors with a network: architecture, training loss and added branches."""
+"""The network of the diffusion prior: architecture, training loss and held-out cells."""
 
 from __future__ import annotations
 
-import copy
 import math
-from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from bdm._core.errors import InputError
 from bdm._core.seeds import derive, torch_generator
-from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.latent import LatentCells
-from bdm.autoencoder.moments import PopulationMoments, population_weight
+from bdm.autoencoder.moments import population_weight
 from bdm.hierarchy.tree import Hierarchy
-from bdm.prior.base import PriorData, unsupported
-from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.base import PriorData
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import TrainSettings
 
@@ -106,31 +100,15 @@ class BranchNetwork(nn.Module):
 
 
 BLOCK = 4096  # cells denoised at a time
-LOG_SIGMA_MEAN, LOG_SIGMA_SCALE = -0.5, 1.2  # log-normal noise levels in training (Karras et al. 2022)
-PATIENCE = 5  # validations, 100 steps apart, without improvement before training stops
 MAX_HELD_OUT = 10_000  # held-out cells
 HELD_OUT_FRACTION = 0.1  # of cells, if there are no validation cells
 
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # signature of LatentPrior.denoise
-
-
-def add_random_noise(x: Tensor, highest: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Add noise at random levels up to ``highest``; returns noised cells and levels."""
-    log_sigma = torch.randn(len(x), generator=generator) * LOG_SIGMA_SCALE
-    sigma = (log_sigma + LOG_SIGMA_MEAN).exp().clamp(max=highest)
-    return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
-
-
-def denoised_in_blocks(denoise: Denoise, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-    """Denoise cells, ``BLOCK`` at a time, each with its own noise level and branch."""
-    blocks = zip(x.split(BLOCK), sigma.split(BLOCK), branch.split(BLOCK), strict=True)
-    return torch.cat([denoise(*block) for block in blocks])
-
-
-def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Return the mean squared error of each denoised cell, weighted by noise level."""
-    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
+def denoise(network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+    """Denoise cells by the closed form of the mixtures, corrected by the network."""
+    t = (sigma / (1 + sigma))[:, None]
+    correction: Tensor = t * network(populations.standardise(x, sigma, branch), t, branch)
+    return populations.denoised(x, sigma, branch) - correction
 
 
 def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor) -> Tensor:
@@ -192,12 +170,11 @@ def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -
 
 
 @dataclass(frozen=True, eq=False)
-class MinibatchLoss:
-    """Denoising loss of a random minibatch."""
+class VelocityLoss:
+    """Mean squared error of velocities, ``(x_t - denoised x) / t``, at uniform times of a random minibatch."""
 
     data: PriorData
     training_cells: Tensor  # indices
-    denoise_with: Callable[[nn.Module, BranchPopulations, Tensor, Tensor, Tensor], Tensor]
     populations: BranchPopulations
     device: torch.device
     first_row: int = 0  # row of the first branch of ``data.hierarchy`` in the prior
@@ -220,20 +197,15 @@ class MinibatchLoss:
 
     def losses_of_cells(self, network: nn.Module, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss of each cell (by index), with new noise."""
-        data = self.data
+        data, highest = self.data, self.data.hierarchy.sigma_max
         x = data.whitening(data.cells.sample(index, generator))
-        noised, sigma = self.add_noise(x, generator)
+        t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
+        sigma = t / (1 - t)
+        noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
         branch = self.first_row + branches_at(self.path_table, data.cells.population[index], sigma)
         x, noised, sigma, branch = (values.to(self.device) for values in (x, noised, sigma, branch))
-        return self.losses(self.denoise_with(network, self.populations, noised, sigma, branch), x, sigma)
-
-    def add_noise(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add noise to cells at random levels; returns noised cells and levels."""
-        return add_random_noise(x, self.data.hierarchy.sigma_max, generator)
-
-    def losses(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the loss of each denoised cell."""
-        return denoising_losses(denoised, x, sigma)
+        t = (sigma / (1 + sigma))[:, None]
+        return (((denoise(network, self.populations, noised, sigma, branch) - x) / t) ** 2).mean(dim=1)
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """Return the mean loss of a minibatch."""
@@ -244,102 +216,3 @@ class MinibatchLoss:
         losses, population = self.sample_losses(network, generator)
         names = self.data.cells.populations
         return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
-
-
-def training_plan(settings: TrainSettings, device: torch.device, *, seed: int, **more: Any) -> TrainingPlan:
-    """Return the training plan of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
-    return TrainingPlan(
-        settings.n_steps,
-        settings.learning_rate,
-        seed=derive(seed, "denoiser steps"),
-        device=device,
-        name="the network of the prior",
-        averaging=0.998,  # matters after 4,491 steps
-        **more,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkPrior(GaussianMixturePrior):
-    """Prior with a network on some branches."""
-
-    network: BranchNetwork
-    network_branches: Tensor  # mask of the branches that use the network, by row
-
-    loss_class: ClassVar[type[MinibatchLoss]] = MinibatchLoss
-
-    @staticmethod
-    @abstractmethod
-    def denoise_with(
-        network: nn.Module, populations: BranchPopulations, x: Tensor, sigma: Tensor, branch: Tensor
-    ) -> Tensor:
-        """Denoise cells by a network, see :meth:`denoise`."""
-
-    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoise cells by the network on branches that use it, otherwise in closed form."""
-        with_network = self.network_branches[branch][:, None]
-        if with_network.all():
-            return self.denoise_with(self.network, self.populations, x, sigma, branch)
-        closed_form = super().denoise(x, sigma, branch)
-        if not with_network.any():
-            return closed_form
-        denoised = self.denoise_with(self.network, self.populations, x, sigma, branch)
-        return torch.where(with_network, denoised, closed_form)
-
-    @property
-    def uses_network(self) -> Tensor:
-        """Mask of the branches that use the network, by row."""
-        return self.network_branches.cpu()
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return a copy on a device."""
-        moved = super().to(device)
-        network, network_branches = copy.deepcopy(self.network).to(device), self.network_branches.to(device)
-        return replace(moved, network=network, network_branches=network_branches)
-
-    def log_prob(self, x: Tensor, population: str) -> Tensor:
-        """Return the log density of cells, if their path has no network."""
-        if any(self.network_branches[segment.row] for segment in self.hierarchy.path(population)):
-            raise unsupported(self.name, f"give the density of {population!r}, as its path has a network")
-        return super().log_prob(x, population)
-
-    def condition(self, direction: Tensor, value: float) -> GaussianMixturePrior:
-        """Condition on ``x @ direction == value``, if no branch uses the network."""
-        if self.network_branches.any():
-            raise unsupported(self.name, "be conditioned on a coordinate, as it has a network")
-        return GaussianMixturePrior(self.hierarchy, self.populations).condition(direction, value)
-
-    def fit_added(self, data: PriorData, neighbour: str, settings: TrainSettings, *, seed: int) -> dict[str, Tensor]:
-        """Fit the embeddings of added branches, starting from the neighbour's embedding."""
-        row = self.hierarchy.rows[neighbour]
-        start = self.network.branch.weight[row].detach().cpu().repeat(len(data.hierarchy.branches), 1)
-        network_branches = self.network_branches[row].cpu().repeat(len(start))
-        embeddings = self.train_embeddings(data, start, settings, seed=seed) if network_branches.any() else start
-        return {"embeddings": embeddings, "network_branches": network_branches}
-
-    def train_embeddings(self, data: PriorData, start: Tensor, settings: TrainSettings, *, seed: int) -> Tensor:
-        """Train only the embeddings of added branches, from ``start`` (branches x width)."""
-        network = self.network.with_branches(start).cpu()
-        network.branch.weight.requires_grad_(True)
-        added = BranchPopulations.from_moments(data.moments, data.hierarchy)
-        populations = self.populations.to(torch.device("cpu")).joined(added)
-        all_cells, cpu = torch.arange(len(data.cells.population)), torch.device("cpu")
-        loss = self.loss_class(data, all_cells, self.denoise_with, populations, cpu, first_row=self.n_rows)
-        plan = TrainingPlan(
-            settings.n_steps,
-            settings.learning_rate,
-            seed=derive(seed, "embedding"),
-            device="cpu",
-            name=f"the branches of {data.hierarchy.root.name!r}",
-        )
-        train(network, loss, plan)
-        return network.branch.weight[self.n_rows :].detach().clone()
-
-    def extended(
-        self, hierarchy: Hierarchy, tree: Hierarchy, moments: PopulationMoments, state: dict[str, Tensor]
-    ) -> Self:
-        """Add branches with the embeddings from :meth:`fit_added`."""
-        prior = super().extended(hierarchy, tree, moments, state)
-        network_branches = torch.cat([self.network_branches, state["network_branches"].to(self.network_branches)])
-        network = self.network.with_branches(state["embeddings"])
-        return replace(prior, network=network, network_branches=network_branches)

@@ -27,7 +27,6 @@ from bdm.report.card import in_words
 from bdm.report.summaries import (
     POPULATION_SCORES,
     Results,
-    branch_losses,
     cells_for_verdict,
     cells_left_out,
     changed_settings,
@@ -174,7 +173,7 @@ def template_variables(results: Results) -> dict[str, Any]:
         "populations": population_content,
         "population_scores": population_scores(results, population_content["by_type"]),
         "population_columns": POPULATION_SCORES,
-        "branch_losses": branch_losses(results),
+        "network": None if results.network is None else results.network.to_dict("records")[0],
         "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
         **({} if results.audit is None else audit_tables(results.audit)),
         "extensions": [] if results.extensions is None else [*map(describe, results.extensions.to_dict("records"))],

@@ -66,7 +66,7 @@ class Results:
     record: dict[str, Any]  # uns['bdm'] of the prepared cells
     request: dict[str, Any]  # uns['bdm'] of the generated cells
     model: BranchedModel
-    branches: pd.DataFrame | None  # validation losses by branch, from bdm train
+    network: pd.DataFrame | None  # held-out losses with and without the network of the prior, from bdm train
     trained: date  # date of the model's file; results hold no dates, so that equal commands write equal files
     evaluation: Evaluation
     figures: dict[str, bytes]  # by path in the folder
@@ -123,7 +123,7 @@ def read_results(folder: Path) -> Results:
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
         model=model,
-        branches=pd.read_csv(branches) if (branches := folder / "model/branches.csv").is_file() else None,
+        network=pd.read_csv(decision) if (decision := folder / "model/decision.csv").is_file() else None,
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         figures={str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/**/*.png"))},
@@ -231,16 +231,6 @@ def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dic
             columns |= {(score, name): scores[name][score] for score in POPULATION_SCORES for name in scores}
             tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
     return tables
-
-
-def branch_losses(results: Results) -> list[dict[str, Any]]:
-    """Return table rows of validation losses by branch, largest gains first."""
-    table = results.branches
-    if table is None:
-        return []
-    table = table.assign(kept=table["kept"].astype(bool), branch=table["branch"].astype(str))
-    table = table.sort_values(["kept", "gain"], ascending=False, na_position="last", kind="stable")
-    return list(table[["branch", "closed_form", "network", "gain", "kept"]].to_dict("records"))
 
 
 def nodes(results: Results) -> Iterator[dict[str, Any]]:

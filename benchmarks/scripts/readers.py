@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from property_distances import ALL
 from simulated import many_types
@@ -98,20 +97,14 @@ def properties(run: Path) -> pd.DataFrame:
     return table.loc[table["by"] == ALL, ["method", "property", "value", "floor"]]
 
 
-def branches(run: Path) -> pd.DataFrame:
-    """Count labels, populations and branches, and average validation losses by model."""
+def network(run: Path) -> pd.DataFrame:
+    """Count labels and populations, and read whether held-out cells keep the network of each model."""
     hierarchy = load_hierarchy(run / "hierarchies/branched.json")
     rows = [("branched", "labels", len(hierarchy.cell_types)), ("branched", "populations", len(hierarchy.populations))]
-    for file in sorted(run.glob("models/*/branches.csv")):
-        model, table = file.parent.name, pd.read_csv(file)
-        rows.append((model, f"branches of {model}", (table["n_cells"] > 0).sum()))
-        rows.append((model, f"with network, {model}", table["kept"].sum()))
-        compared = table.dropna(subset="gain")
-        for form in ("closed_form", "network"):
-            if len(compared) and form in compared:
-                loss = np.average(compared[form], weights=compared["n_cells"])
-                rows.append((model, f"loss of {form}, {model}", loss))
-    return pd.DataFrame(rows, columns=["method", "score", "value"])
+    for file in sorted(run.glob("models/*/decision.csv")):
+        model, [decision] = file.parent.name, pd.read_csv(file).to_dict("records")
+        rows += [(model, f"{score}, {model}", decision[score]) for score in ("kept", "gain", "closed_form", "network")]
+    return pd.DataFrame(rows, columns=["method", "score", "value"]).astype({"value": float})
 
 
 def times(run: Path, *, comparison: str) -> pd.DataFrame:

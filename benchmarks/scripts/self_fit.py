@@ -55,9 +55,9 @@ def fit_timed(prepared: AnnData, *, seed: int) -> tuple[EncodedCells, BranchedMo
     return encoded, model, dict(zip(("training_seconds", "training_cpu_seconds"), seconds, strict=True))
 
 
-def with_flow(encoded: EncodedCells, model: BranchedModel, *, seed: int) -> BranchedModel:
-    """Replace the prior by a flow."""
-    return fit_model(encoded, model.hierarchy, TrainSettings(prior="flow"), seed=seed)[0]
+def with_network(encoded: EncodedCells, model: BranchedModel, *, seed: int) -> BranchedModel:
+    """Replace the prior by one with a network, if held-out cells gain by it."""
+    return fit_model(encoded, model.hierarchy, TrainSettings(prior="diffusion"), seed=seed)[0]
 
 
 def keys_of(prepared: AnnData) -> list[str]:
@@ -93,8 +93,8 @@ def decode_posteriors(encoded: EncodedCells, model: BranchedModel, *, seed: int)
     x = model.whitening(cells.sample(torch.arange(len(cells.mean)), torch_generator(seed, "posteriors")))
     parts = []
     for population, rows in obs.groupby("sub_population", observed=True).indices.items():
-        batch = obs["batch"].to_numpy(dtype=str)[rows] if "batch" in obs else None
-        mean = expected_counts(model, x[rows], batch, population)
+        at = obs.iloc[rows][[name for name in ("batch", *model.input_names) if name in obs]]
+        mean = expected_counts(model, model.at(x[rows], population, at), at, population)
         counts = sample_counts(model, mean, population, numpy_generator(seed, "posterior counts", population))
         parts.append(AnnData(counts, obs=obs.iloc[rows]))
     return concat(parts)
@@ -161,7 +161,7 @@ def main(prepared: Path, out: Path, *, seed: int = 0) -> None:
         ("self-fit", generate_like(own, model_of_own, seed=derive(seed, "self-fit")), own, cost_of_own),
         ("posterior samples", decode_posteriors(encoded, model, seed=seed), cells, {}),
         ("generated", generated, cells, cost),
-        ("flow", generate_like(cells, with_flow(encoded, model, seed=seed), seed=seed), cells, {}),
+        ("diffusion", generate_like(cells, with_network(encoded, model, seed=seed), seed=seed), cells, {}),
     ):
         counts = score_counts(query, of_split(reference, test=False), seed=seed)
         scores[name] = score(query, reference, seed=seed) | counts | costs

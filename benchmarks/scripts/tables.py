@@ -210,8 +210,8 @@ PROPERTIES = Table(
     shown=format_mean("{:.3f}"),
     derive=readers.beyond_floor,
 )
-BRANCHES = Table(
-    "# Use of the network, and losses of validation cells", ("data", "seed"), "score", shown=format_mean("{:.5g}")
+NETWORK = Table(
+    "# Use of the network, and losses of held-out cells", ("data", "seed"), "score", shown=format_mean("{:.5g}")
 )
 MODALITIES = Table("# Scores by modality", ("data", "modality", "score"))
 PROTEINS = Table("RMSE and median correlation of log1p counts; coverage of 90% intervals.", ("method",), "score")
@@ -513,11 +513,11 @@ STUDIES = {
 def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
     """Return all targets by name; ``steps`` are training steps by method."""
     by_type = Part(partial(readers.scores_by_type, comparison="all"), (RARE_TYPES,), name="by_type")
-    branches = Part(readers.branches, (BRANCHES,), name="branches")
+    network = Part(readers.network, (NETWORK,), name="network")
     scores_of_atlas = Table(FLOOR_NOTE, ("data", "method"), "score", scores=SCORES)
     return STUDIES | {
-        "all": Target("Scores on held-out cells", (comparison("all", steps, GRADES), by_type, branches)),
-        "coarse": Target("Coarse labels", (comparison("coarse", {}), branches)),
+        "all": Target("Scores on held-out cells", (comparison("all", steps, GRADES), by_type, network)),
+        "coarse": Target("Coarse labels", (comparison("coarse", {}), network)),
         "modalities": Target(
             "Cells of several modalities",
             (
@@ -525,7 +525,7 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
                 Part(readers.scores_of_modalities, (MODALITIES,), name="scores"),
             ),
         ),
-        "priors": Target("Priors of the same latents", (comparison("priors", steps), branches)),
+        "priors": Target("Priors of the same latents", (comparison("priors", steps), network)),
         "many": Target(
             "Many cell types",
             (
