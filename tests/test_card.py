@@ -153,7 +153,7 @@ def test_card_states_the_expected_errors_of_responses(saved, batch_model, exampl
     card = batch_model.card(responses=responses)
     error = responses.expected_error("stim")
     shown = " | ".join(f"{error[name]:.0%}" for name in ("predicted", "common", "nearest", "permuted", "halves"))
-    assert f"| type in stim | {responses.n_measured('stim')} | {shown} |" in card
+    assert f"| type in stim | {responses.measured['stim'].sum()} | {shown} |" in card
     assert f"measured in {cells.n_obs} cells" in card
     assert f"largest error, {responses.errors['predicted'].max():.0%}," in card
     [*warnings] = responses.warnings("stim")  # as the condition does nothing
@@ -162,7 +162,7 @@ def test_card_states_the_expected_errors_of_responses(saved, batch_model, exampl
     assert "## Responses" not in batch_model.card()
     responses.save(tmp_path / "responses")
     assert bdm("card", saved, "--responses", tmp_path / "responses", "--out", tmp_path / "card.md")[0] == 0
-    assert f"| type in stim | {responses.n_measured('stim')} | {shown} |" in (tmp_path / "card.md").read_text()
+    assert f"| type in stim | {responses.measured['stim'].sum()} | {shown} |" in (tmp_path / "card.md").read_text()
     others = replace(responses, cell_types=tuple(f"other {name}" for name in responses.cell_types))
     with pytest.raises(InputError, match=r"other cell types \(other CD14"):
         batch_model.card(responses=others)

@@ -1,6 +1,6 @@
 """Gaussian processes over conditions, for the common response of types and their deviations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -191,11 +191,6 @@ class ConditionField:
         )
 
     @property
-    def n_conditions(self) -> int:
-        """Number of conditions, measured or not."""
-        return int(self.covariate.shape[1])
-
-    @property
     def deviates(self) -> bool:
         """Whether there are types to deviate from each other."""
         return bool(self.effect.shape[1] > 1)
@@ -239,21 +234,23 @@ class ConditionField:
         values = self.common.values.numpy()
         return np.asarray(self.in_logs(values, values)[0] @ self.weights[conditions].T)
 
-    def predict(self, condition: int, rows: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def predict(self, condition: int, rows: Sequence[int | None] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Predict the responses of types to a condition by its index.
 
         ``rows`` are the rows of the types; None for an unknown type.
 
         Returns
         -------
-        Mean of the common response, mean of the deviations, and variance of their sum, each genes x types.
+        Mean of the common response, mean of the deviations, and variance of their sum, each genes x types (one that
+        does not deviate, without ``rows``).
         """
-        common = self.common.predict([condition])
-        own = np.zeros((2, len(common.mean), len(rows)))
-        for column, row in enumerate(rows if self.deviates else ()):
-            predicted = self.deviation(row).predict([condition])
-            own[:, :, column] = predicted.mean[:, 0], predicted.variance[:, 0]
-        return self.combine((common.mean, common.variance), (own[0], own[1]), [condition])
+
+        def predict_condition(process: GaussianProcess) -> tuple[np.ndarray, np.ndarray]:
+            predicted = process.predict([condition])
+            return predicted.mean, predicted.variance
+
+        common, own, variance = self.simplify(*self.sum_up(predict_condition, rows), [condition])
+        return common[:, 0], own[:, 0], variance[:, 0]
 
     def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
         """Predict the responses to each measured condition from the others.
@@ -264,33 +261,33 @@ class ConditionField:
         -------
         Means and variances, genes x measured conditions (x types in ``rows``).
         """
-        common = self.common.leave_out()
-        if not len(rows):
-            none = np.zeros_like(common[0])
-            mean, own, variance = self.combine(common, (none, none), self.measured)
-            return mean + own, variance
-        means, variances = (np.empty((*common[0].shape, len(rows))) for _ in range(2))
-        for column, row in enumerate(rows):
-            none = np.zeros_like(common[0])
-            of_type = self.deviation(int(row)).leave_out() if self.deviates else (none, none)
-            mean, deviation, variances[:, :, column] = self.combine(common, of_type, self.measured)
-            means[:, :, column] = mean + deviation
-        return means, variances
+        common, own, variance = self.simplify(*self.sum_up(GaussianProcess.leave_out, rows), self.measured)
+        mean = common + own
+        return (mean, variance) if len(rows) else (mean[:, :, 0], variance[:, :, 0])
 
-    def combine(
+    def sum_up(
         self,
-        common: tuple[np.ndarray, np.ndarray],
-        own: tuple[np.ndarray, np.ndarray],
-        conditions: Sequence[int] | np.ndarray,
+        predict: Callable[[GaussianProcess], tuple[np.ndarray, np.ndarray]],
+        rows: Sequence[int | None] | np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Add up means and variances of the common response and deviations, as log fold changes.
+        """Predict the common response and deviations by Gaussian processes, as log fold changes.
 
-        A simple prediction of the common response, if any, replaces the mean of the Gaussian process; the difference is
-        part of the variance.
+        Returns means of both, and the variance of their sum, each genes x conditions x types (one that does not
+        deviate, without ``rows``).
         """
-        first, total = self.in_logs(*common)[0], self.in_logs(common[0] + own[0], common[1] + own[1])
-        deviation, variance = total[0] - first, total[1]
-        if self.weights is not None:
-            simple = self.simple(conditions)
-            variance, first = variance + (simple - first) ** 2, simple
-        return np.broadcast_to(first, deviation.shape), deviation, variance
+        mean, variance = predict(self.common)
+        none = np.zeros_like(mean), np.zeros_like(mean)
+        first, sums = self.in_logs(mean, variance)[0], []
+        for own in [predict(self.deviation(row)) if self.deviates else none for row in rows] or [none]:
+            sums.append(self.in_logs(mean + own[0], variance + own[1]))
+        total, variances = (np.stack(part, axis=2) for part in zip(*sums, strict=True))
+        return np.broadcast_to(first[:, :, None], total.shape), total - first[:, :, None], variances
+
+    def simplify(
+        self, common: np.ndarray, own: np.ndarray, variance: np.ndarray, conditions: Sequence[int] | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Replace the common response by the simple prediction, if any; the difference is part of the variance."""
+        if self.weights is None:
+            return common, own, variance
+        simple = self.simple(conditions)[:, :, None]
+        return np.broadcast_to(simple, common.shape), own, variance + (simple - common) ** 2

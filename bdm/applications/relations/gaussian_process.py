@@ -43,6 +43,7 @@ MIN_PRIOR = 0.01  # minimum share of genes of a hypothesis
 MAX_HYPOTHESES = 16
 N_STEPS = 60  # of expectation maximisation
 MAX_ENTRIES = 2**20  # of an array; larger arrays are slower, as the operating system zeroes new memory each time
+MIN_PLACES_PER_COLUMN = 3  # of a low-rank covariance; with fewer, a dense one is as fast
 HIDDEN = 1e6  # sampling variance of values that are unknown
 
 # Calibration of intervals
@@ -108,12 +109,57 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Covariance:
+    """Covariance C of the measurements of each gene, inverted: C^-1 = diag(weight) + sign V M^-1 V'."""
+
+    weight: Tensor  # genes x places
+    sign: int
+    columns: Tensor  # V, genes x places x columns
+    factor: Tensor  # Cholesky factor of M
+
+    @classmethod
+    def from_matrix(cls, matrix: Tensor) -> Self:
+        """Invert dense matrices M = C."""
+        identity = torch.eye(matrix.shape[1], dtype=torch.double)
+        return cls(torch.zeros(matrix.shape[:2], dtype=torch.double), 1, identity, torch.linalg.cholesky(matrix))
+
+    @classmethod
+    def from_columns(cls, diagonal: Tensor, columns: Tensor) -> Self:
+        """Invert C = D + U U' by the Woodbury identity; with few columns, this is far faster than a dense matrix."""
+        weighted, identity = columns / diagonal[:, :, None], torch.eye(columns.shape[2], dtype=torch.double)
+        return cls(1 / diagonal, -1, weighted, torch.linalg.cholesky(identity + columns.mT @ weighted))
+
+    @property
+    def log_determinant(self) -> Tensor:
+        """Log determinant of C, by gene."""
+        of_factor = log_determinant(self.factor)
+        return of_factor if self.sign > 0 else of_factor - self.weight.log().sum(dim=1)
+
+    def solve(self, columns: Tensor) -> Tensor:
+        """Return C^-1 times columns, genes x places x columns."""
+        solved = torch.cholesky_solve(self.columns.mT @ columns, self.factor)
+        return self.weight[:, :, None] * columns + self.sign * (self.columns @ solved)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Root A of V M^-1 V' = A A'."""
+        root: Tensor = torch.linalg.solve_triangular(self.factor, self.columns.mT, upper=False).mT
+        return root
+
+    def inverse_blocks(self, groups: Tensor) -> Tensor:
+        """Return the blocks of C^-1 for groups of places (groups x size), genes x groups x size x size."""
+        root = self.root[:, groups]
+        blocks: Tensor = torch.diag_embed(self.weight[:, groups]) + self.sign * (root @ root.mT)
+        return blocks
+
+
+@dataclass(frozen=True)
 class Posterior:
     """Posterior under one hypothesis, for C the covariance of measurements y with mean m."""
 
     evidence: Tensor  # log marginal likelihood of each gene, up to a constant
     weights: Tensor  # C^-1 (y - m), genes x measured places
-    factor: Tensor  # Cholesky factor of C, genes x measured places x measured places
+    covariance: Covariance  # C
 
 
 @dataclass(frozen=True)
@@ -236,7 +282,9 @@ class GaussianProcess(Result):
         """Yield chunks of genes with covariance matrices of at most ``MAX_ENTRIES`` entries in total."""
         step = max(1, MAX_ENTRIES // self.n_places**2)
         for start in range(0, len(self.values), step):
-            yield self.select_genes(slice(start, start + step))
+            chunk = self.select_genes(slice(start, start + step))
+            vars(chunk)["roots"] = self.roots  # which all genes share
+            yield chunk
 
     def most_significant(self) -> np.ndarray:
         """Sort genes by mean squared z score, largest first, and return their rows."""
@@ -299,19 +347,15 @@ class GaussianProcess(Result):
         Their covariances are C + U U', where U has the columns constant and level x, so all share one factorisation of
         C (matrix determinant lemma).
         """
-        measured, x = torch.from_numpy(self.measured), self.measured_covariate
-        terms = self.prior_covariances(replace(hypotheses[0], constant=0.0))
-        covariance = torch.stack([*terms.values()]).sum(dim=0)[measured][:, measured]
-        factor = torch.linalg.cholesky(covariance + self.sampling_covariance)
+        x, covariance = self.measured_covariate, self.covariance(replace(hypotheses[0], constant=0.0, level=0.0))
         columns = torch.stack([self.values - slope * x, torch.ones_like(x), x], dim=2)
-        whitened = torch.linalg.solve_triangular(factor, columns, upper=False)
-        products = whitened.mT @ whitened
+        products = columns.mT @ covariance.solve(columns)
         strengths = torch.tensor([(each.constant, each.level) for each in hypotheses], dtype=torch.double)
         inner = strengths[:, :, None] * products[:, None, 1:, 1:] * strengths[:, None]
         inner = inner + torch.eye(2, dtype=torch.double)
         right = strengths * products[:, None, 0, 1:]
         explained = (right * torch.linalg.solve(inner, right)).sum(dim=2)
-        determinants = log_determinant(factor)[:, None] + torch.logdet(inner)
+        determinants = covariance.log_determinant[:, None] + torch.logdet(inner)
         evidence: Tensor = -(products[:, 0, 0, None] - explained + determinants) / 2
         return evidence
 
@@ -323,19 +367,43 @@ class GaussianProcess(Result):
         square, common = hypothesis.strength**2, torch.full_like(identity, hypothesis.constant**2)
         return {"common": common, "related": square * shared * kernel, "own": square * (1 - shared) * identity}
 
+    @cached_property
+    def roots(self) -> dict[int, Tensor | None]:
+        """Low-rank roots of kernels between measured places, as far as they were needed."""
+        return {-1: torch.zeros((len(self.measured), 0), dtype=torch.double)}
+
+    def root(self, kernel: int) -> Tensor | None:
+        """Return the low-rank root of a kernel between measured places; None if its rank is not low."""
+        if kernel not in self.roots:
+            n, measured = len(self.measured), torch.from_numpy(self.measured)
+            max_rank = n // MIN_PLACES_PER_COLUMN - self.shared_errors.shape[2] - 2
+            self.roots[kernel] = low_rank_root(self.kernels[kernel][measured][:, measured], max_rank)
+        return self.roots[kernel]
+
+    def covariance(self, hypothesis: Hypothesis) -> Covariance:
+        """Return the covariance of the measurements of each gene."""
+        x, root = self.measured_covariate, self.root(hypothesis.kernel)
+        if root is None:
+            measured = torch.from_numpy(self.measured)
+            terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
+            covariance = total_covariance(terms, hypothesis, x, x) + self.sampling_covariance
+            return Covariance.from_matrix(covariance)
+        square, shared = hypothesis.strength**2, hypothesis.shared if hypothesis.kernel >= 0 else 0.0
+        related = ((square * shared) ** 0.5 * root).expand(len(x), *root.shape)
+        constant, level = torch.full_like(x, hypothesis.constant), hypothesis.level * x
+        columns = torch.cat([self.shared_errors, constant[:, :, None], level[:, :, None], related], dim=2)
+        return Covariance.from_columns(self.variance + square * (1 - shared), columns)
+
     # ---- posterior
 
     def posteriors(self) -> Iterator[tuple[Hypothesis, float, Posterior]]:
         """Yield each hypothesis with its log share of genes and its posterior."""
-        measured, covariate = torch.from_numpy(self.measured), self.measured_covariate
-        residual = (self.values - self.prior.slope * covariate)[:, :, None]
+        residual = (self.values - self.prior.slope * self.measured_covariate)[:, :, None]
         for hypothesis, share in zip(self.prior.hypotheses, self.prior.shares, strict=True):
-            terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
-            covariance = total_covariance(terms, hypothesis, covariate, covariate) + self.sampling_covariance
-            factor = torch.linalg.cholesky(covariance)
-            weights = torch.cholesky_solve(residual, factor)
-            evidence = -((residual * weights).sum(dim=(1, 2)) + log_determinant(factor)) / 2
-            yield hypothesis, np.log(share), Posterior(evidence, weights.squeeze(2), factor)
+            covariance = self.covariance(hypothesis)
+            weights = covariance.solve(residual)
+            evidence = -((residual * weights).sum(dim=(1, 2)) + covariance.log_determinant) / 2
+            yield hypothesis, np.log(share), Posterior(evidence, weights.squeeze(2), covariance)
 
     def predict(self, places: Sequence[int] | np.ndarray) -> Prediction:
         """Predict values at places by their indices, measured or not."""
@@ -374,7 +442,7 @@ class GaussianProcess(Result):
                     spread.append(torch.zeros_like(means[-1]))
                     continue
                 covariance = total_covariance([*cross.values()], hypothesis, sum_covariate, chunk.measured_covariate)
-                solved = torch.cholesky_solve(covariance.mT.contiguous(), posterior.factor)
+                solved = posterior.covariance.solve(covariance.mT.contiguous())
                 prior_variances = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
                 explained = (solved.mT * covariance).sum(dim=2)
                 spread.append(torch.stack(prior_variances).sum(dim=0) + square * sum_covariate**2 - explained)
@@ -404,38 +472,47 @@ class GaussianProcess(Result):
         -------
         Means and variances of the values, each genes x measured places.
         """
-        singles = [np.array([column]) for column in range(len(self.measured))]
-        columns = [torch.from_numpy(group) for group in (singles if groups is None else groups)]
-        results = []
+        return self.smooth_and_leave_out(groups)[1]
+
+    def smooth_and_leave_out(
+        self, groups: Sequence[np.ndarray] | None = None
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Predict values at measured places from all measurements, and from those of other groups.
+
+        Returns means and variances of both; the first ones are r - S Q r and S - S Q S (see :meth:`leave_out`).
+        """
+        singles, results = torch.arange(len(self.measured))[:, None], []
+        ordered = groupby(sorted(singles.numpy() if groups is None else groups, key=len), key=len)
+        by_size = [torch.from_numpy(np.stack([*same])) for _, same in ordered]  # each groups x size
         for chunk in self.chunks():
             noise, shared = chunk.variance, chunk.shared_errors  # S = diag(noise) + E E'
-            logs, means, variances = [], [], []
+            logs, means, variances, all_measured = [], [], [], []
             for _, log_share, posterior in chunk.posteriors():
-                precision = torch.cholesky_inverse(posterior.factor)
-                product, weights = precision @ shared, posterior.weights[:, :, None]  # Q E
+                product, weights = posterior.covariance.solve(shared), posterior.weights[:, :, None]  # Q E
                 smoothed = chunk.values - noise * posterior.weights - (shared @ (shared.mT @ weights)).squeeze(2)
-                explained = noise**2 * torch.diagonal(precision, dim1=1, dim2=2)  # diagonal of S Q S, term by term
+                explained = noise**2 * posterior.covariance.inverse_blocks(singles)[:, :, 0, 0]  # of S Q S, by term
                 explained += 2 * noise * (shared * product).sum(dim=2)
                 explained += ((shared @ (shared.mT @ product)) * shared).sum(dim=2)
                 remaining = chunk.sampling_variance - explained
                 mean, variance, density = (torch.empty_like(smoothed) for _ in range(3))
-                for group in columns:
-                    block = precision[:, group[:, None], group]
-                    factor = torch.linalg.cholesky(block)
+                for group in by_size:
+                    block = posterior.covariance.inverse_blocks(group)
+                    root = inverse_cholesky(block)
                     filtered = noise[:, group, None] * block + shared[:, group] @ product[:, group].mT  # (S Q)_GG
-                    kept = torch.eye(len(group), dtype=torch.double) - filtered
-                    spread = torch.linalg.solve_triangular(factor, kept.mT, upper=False)
-                    error = torch.cholesky_solve(weights[:, group], factor)
-                    mean[:, group] = smoothed[:, group] - (kept @ error).squeeze(2)
-                    variance[:, group] = remaining[:, group] + (spread**2).sum(dim=1)
-                    log_density = (log_determinant(factor) - (error * weights[:, group]).sum(dim=(1, 2))) / 2
-                    density[:, group] = log_density[:, None]
+                    kept = torch.eye(group.shape[1], dtype=torch.double) - filtered
+                    scaled = root @ weights[:, group]
+                    mean[:, group] = smoothed[:, group] - (kept @ (root.mT @ scaled)).squeeze(3)
+                    variance[:, group] = remaining[:, group] + ((kept @ root.mT) ** 2).sum(dim=3)
+                    log_density = -(log_determinant(root) + (scaled**2).sum(dim=(2, 3))) / 2
+                    density[:, group] = log_density[:, :, None]
                 logs.append(posterior.evidence[:, None] - density + log_share)  # evidence of the other values
                 means.append(mean)
                 variances.append(variance)
-            results.append(average_mixture(logs, means, variances))
-        all_means, all_variances = (torch.cat(part).numpy() for part in zip(*results, strict=True))
-        return all_means, all_variances
+                all_measured.append((posterior.evidence[:, None] + log_share, smoothed, remaining))
+            smooth = average_mixture(*map(list, zip(*all_measured, strict=True)))
+            results.append((*smooth, *average_mixture(logs, means, variances)))
+        moments = [torch.cat(part).numpy() for part in zip(*results, strict=True)]
+        return (moments[0], np.maximum(moments[1], 0)), (moments[2], moments[3])
 
     def calibrate(self, groups: Sequence[np.ndarray] | None = None) -> Self:
         """Calibrate 90% intervals of predictions on left-out measurements, by size of the prediction.
@@ -446,10 +523,10 @@ class GaussianProcess(Result):
         intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
         return replace(self, prior=self.prior.calibrated(unmeasured=[intervals]))
 
-    def genes_to_calibrate(self) -> np.ndarray:
-        """Select genes for calibration: the most significant ones, and a sample of all."""
-        sample = np.linspace(0, len(self.values) - 1, N_CALIBRATED).astype(int)
-        return np.union1d(sample, self.most_significant()[:N_CALIBRATED])
+    def genes_to_calibrate(self, n: int = N_CALIBRATED) -> np.ndarray:
+        """Select genes for calibration: the ``n`` most significant ones, and a sample of as many of all."""
+        sample = np.linspace(0, len(self.values) - 1, n).astype(int)
+        return np.union1d(sample, self.most_significant()[:n])
 
 
 @dataclass(frozen=True)
@@ -514,15 +591,37 @@ def bins_of(mean: np.ndarray) -> np.ndarray:
     return np.asarray(np.searchsorted(np.log(2) * np.array(SIZES), np.abs(mean)))
 
 
-def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
-    """Sum the covariance terms and the covariate's term, genes x places x places."""
-    same_for_genes = torch.stack(terms).sum(dim=0)
-    return torch.baddbmm(same_for_genes[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
+def inverse_cholesky(matrices: Tensor) -> Tensor:
+    """Return inverse Cholesky factors; quickly for matrices of one entry, as for places that are left out alone."""
+    if matrices.shape[-1] == 1:
+        return matrices.rsqrt()
+    identity = torch.eye(matrices.shape[-1], dtype=torch.double)
+    root: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(matrices), identity, upper=False)
+    return root
 
 
 def log_determinant(factor: Tensor) -> Tensor:
     """Return log determinants of matrices from their Cholesky factors."""
-    return 2 * torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
+    return 2 * torch.log(torch.diagonal(factor, dim1=-2, dim2=-1)).sum(dim=-1)
+
+
+def low_rank_root(kernel: Tensor, max_rank: int) -> Tensor | None:
+    """Return L with L L' equal to a kernel by pivoted Cholesky decomposition; None above a rank."""
+    rest, columns = kernel.clone(), list[Tensor]()
+    least = 1e-10 * kernel.diagonal().max()
+    while rest.diagonal().max() > least:
+        if len(columns) >= max_rank:
+            return None
+        pivot = int(rest.diagonal().argmax())
+        columns.append(rest[:, pivot] / rest[pivot, pivot].sqrt())
+        rest = rest - torch.outer(columns[-1], columns[-1])
+    return torch.stack(columns, dim=1) if columns else kernel[:, :0]
+
+
+def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+    """Sum the covariance terms and the covariate's term, genes x places x places."""
+    same_for_genes = torch.stack(terms).sum(dim=0)
+    return torch.baddbmm(same_for_genes[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
 
 def select_hypotheses(evidence: Tensor, always: int) -> tuple[list[int], Tensor]:

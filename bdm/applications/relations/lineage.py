@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,22 +85,18 @@ class Lineage(Field):
 
     kind = "lineage"
 
-    genes: pd.DataFrame
     tree: LineageTree
     end: np.ndarray
     points: pd.DataFrame
     log_share: np.ndarray
     variance: np.ndarray
     halves: np.ndarray
-    dispersion: np.ndarray
     first: np.ndarray
     last: np.ndarray
     edges: np.ndarray
     settings: LineageSettings
-    provenance: dict[str, Any]
     prior: Prior = field(default_factory=Prior)
     calibration: np.ndarray = field(default_factory=lambda: np.ones((len(EXPRESSION) + 1, len(SIZES) + 1)))
-    errors: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def time_key(self) -> str | None:

@@ -124,8 +124,7 @@ def measure(
         donor_correlation=donor_correlation,
         dispersion=np.array(dispersion),
         n_cells=n_cells,
-        label_key=settings.label_key,
-        condition_key=tuple(settings.condition_key),
+        settings=settings,
         provenance=provenance(seed=0, settings=asdict(settings)),
         related_conditions=related,
     )

@@ -216,7 +216,7 @@ class CellsToChange:
     def describe_errors(self, changed: pd.DataFrame) -> Iterator[str]:
         """Describe the error to expect for each type and condition."""
         responses = self.responses
-        min_cells = responses.provenance["settings"]["min_cells"]
+        min_cells = responses.settings.min_cells
         n_cells = self.labels.value_counts()
         few = [name for name in self.profiles if n_cells[name] < min_cells]
         for condition, of_condition in changed.groupby("condition"):
@@ -307,18 +307,20 @@ def cells_to_change(
 
 def labels_of(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     """Return cell types, from the column of the fit or ``cell_type``."""
-    key = next((key for key in label_candidates(responses.label_key) if name_in(obs, key) in obs), None)
+    key = next((key for key in label_candidates(responses.settings.label_key) if name_in(obs, key) in obs), None)
     if key is None:
-        raise InputError(f"obs of the cells has no column {responses.label_key!r}, which the responses were made with.")
+        raise InputError(
+            f"obs of the cells has no column {responses.settings.label_key!r}, which the responses were made with."
+        )
     return text_column(obs, key, argument="label_key")
 
 
 def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     """Return the condition of each cell; the control if ``obs`` has no such column."""
-    if not any(name_in(obs, key) in obs for key in responses.condition_key):
+    if not any(name_in(obs, key) in obs for key in responses.settings.condition_key):
         return pd.Series(responses.control, index=obs.index)
-    base, known = conditions_of(obs, responses.condition_key), (responses.control, *responses.conditions)
-    before = with_doses(base, obs, responses.dose_key, responses.control)
+    base, known = conditions_of(obs, responses.settings.condition_key), (responses.control, *responses.conditions)
+    before = with_doses(base, obs, responses.settings.dose_key, responses.control)
     if not before.isin(known).all():
         raise InputError(unknown_condition(str(before[~before.isin(known)].iloc[0]), known))
     return before

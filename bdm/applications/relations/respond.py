@@ -18,7 +18,14 @@ from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
 from bdm.applications.relations.field import log_warnings
-from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, Intervals, Prior
+from bdm.applications.relations.gaussian_process import (
+    CONSTANTS,
+    N_CALIBRATED,
+    WEAK_CONSTANTS,
+    GaussianProcess,
+    Intervals,
+    Prior,
+)
 from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.related_conditions import read_features
 from bdm.applications.relations.related_types import RelatedTypes
@@ -32,6 +39,7 @@ logger = logging.getLogger(__name__)
 SIMPLE = ("the nearest", "the mean")  # methods of predictions of conditions without a Gaussian process
 MIN_GAIN = 0.1  # of squared errors
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
+MANY_TYPES = 20  # more types need fewer genes each to calibrate intervals
 MAX_ERROR_TYPES = 5  # types with errors of left-out conditions
 N_PERMUTED = 20  # conditions in which relations of types are permuted; the others would take as long again
 MAX_PERMUTATIONS = 100  # draws of a permutation that changes relations
@@ -126,13 +134,15 @@ def fit_types(
         own, real = half.effect[number, by_type].T, second.effect[number, by_type].T
         own_noise, noise = (each.sampling_variance(number)[by_type].T for each in (half, second))
         top, expected = most_changed(own, own_noise)[: n_compared(len(places))], half.expected_effect(number)[:, None]
-        genes = np.union1d(top, process.genes_to_calibrate())
+        n_calibrated = N_CALIBRATED * MANY_TYPES // max(len(places), MANY_TYPES)
+        genes = np.union1d(top, process.genes_to_calibrate(n_calibrated))
         selected = replace(process.select_genes(genes), prior=fitted.prior)
-        direct = selected.predict(places)
-        remeasured.append(Intervals(direct.mean + expected[genes], direct.variance, real[genes], noise[genes]))
+        direct, left_out = selected.smooth_and_leave_out()
+        mean, variance = (values[:, columns] for values in direct)
+        remeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
         if len(process.measured) < 2:
             continue
-        mean, variance = (values[:, columns] for values in selected.leave_out())
+        mean, variance = (values[:, columns] for values in left_out)
         unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
         compared = np.unique(top)
         shuffled = np.full((len(compared), len(types)), np.nan)
@@ -170,29 +180,30 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     followed = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE}
     expanded = tuple(sorted(followed - {""}))
     measured, *halves = (replace(each, fit=ConditionFit(expanded)) for each in (measured, *halves))
-    logs = measured.condition_field().fit() if expanded else plain
+    logs = replace(plain, kernels=tuple(measured.condition_kernels)).fit() if expanded else plain
+    del plain
     fields = {"logs": logs}
     if len(related.limits.columns):  # mixtures are linear in counts, so their shares are; sets and doses are not
         fields["counts"] = logs.on_counts().fit()
     simple = {name: related.simple_weights(logs.measured, nearest=name == "the nearest") for name in SIMPLE}
-    fields |= {name: replace(logs, weights=weights) for name, weights in simple.items()}
 
     def compare(fields: dict[str, ConditionField]) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
         def of_half(number: int) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
-            return compare_conditions(halves[number], halves[1 - number], fields, simple["the nearest"])
+            return compare_conditions(halves[number], halves[1 - number], fields, simple)
 
         both = run(of_half, range(2))
         tables, intervals = zip(*both, strict=True)
-        return pd.concat(tables, ignore_index=True), {name: [*chain(*(x[name] for x in intervals))] for name in fields}
+        joined = {name: [*chain(*(half[name] for half in intervals))] for name in intervals[0]}
+        return pd.concat(tables, ignore_index=True), joined
 
     with threads() as run:
         errors, intervals = compare(fields)
         method = choose_method(errors)
-        field = fields[method]
+        field = fields["counts" if method == "counts" else "logs"]
         errors = errors.assign(predicted=errors[method], permuted=np.nan)
         order = permutation_of([kernel.matrix for kernel in logs.kernels], "permuted conditions")
         if order is not None:
-            permuted = replace(field, weights=None).permute(order).fit()
+            permuted = field.permute(order).fit()
             errors["permuted"] = compare({"permuted": permuted})[0]["permuted"]
         prior = field.common_prior.calibrated(unmeasured=intervals[method])
         fit = ConditionFit(expanded, method, prior, field.deviation_prior)
@@ -223,11 +234,11 @@ def choose_method(errors: pd.DataFrame) -> str:
 
 
 def compare_conditions(
-    half: Responses, second: Responses, fields: dict[str, ConditionField], nearest: np.ndarray
+    half: Responses, second: Responses, fields: dict[str, ConditionField], simple: dict[str, np.ndarray]
 ) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
     """Predict each condition from the others in one half of the data, and compare it with the second half.
 
-    ``fields`` predict by name; ``nearest`` are weights of conditions.
+    ``fields`` predict by name; ``simple`` are weights of conditions, in place of the common response in ``logs``.
     """
     logs = half.condition_field()
     both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
@@ -236,13 +247,16 @@ def compare_conditions(
     top = top[: n_compared(len(logs.measured))]
     sample = logs.common.genes_to_calibrate()
     genes = np.union1d(top, sample)
-    logs = replace(logs.select_genes(genes), weights=nearest)
-    common, of_nearest = logs.common.values.numpy(), logs.simple(logs.measured)
-    predicted = {
-        name: (logs if field.unit is None else logs.on_counts()).like(field).leave_out(types)
-        for name, field in fields.items()
-    }
-    rows, intervals = list[dict[str, Any]](), {name: list[Intervals]() for name in fields}
+    logs = logs.select_genes(genes)
+    common, nearest = logs.common.values.numpy(), replace(logs, weights=simple["the nearest"]).simple(logs.measured)
+    predicted = dict[str, tuple[np.ndarray, np.ndarray]]()
+    for name, field in fields.items():
+        of_half = (logs if field.unit is None else logs.on_counts()).like(field)
+        left_out = of_half.sum_up(GaussianProcess.leave_out, types)
+        for method, weights in ({name: None} | (simple if name == "logs" else {})).items():
+            common_part, deviation, variance = replace(logs, weights=weights).simplify(*left_out, logs.measured)
+            predicted[method] = common_part + deviation, variance
+    rows, intervals = list[dict[str, Any]](), {name: list[Intervals]() for name in predicted}
     for number, condition in enumerate(half.conditions):
         chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(logs.measured)), number)
         for column, row in enumerate(types):
@@ -256,7 +270,7 @@ def compare_conditions(
             predictions = {
                 **{name: mean[chosen, number, column] for name, (mean, _) in predicted.items()},
                 "common": common[chosen][:, others].mean(axis=1),
-                "nearest": of_nearest[chosen, number],
+                "nearest": nearest[chosen, number],
                 "halves": half.effect[number, row, genes[chosen]],
             }
             errors = relative_errors(predictions, real[chosen])

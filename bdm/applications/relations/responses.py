@@ -26,6 +26,7 @@ from bdm.applications.relations.related_conditions import (
 )
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
+from bdm.settings import ResponseSettings
 
 MIN_TYPES = 4  # minimum number of measured types; with fewer, predictions get a warning
 MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are called no better
@@ -72,8 +73,8 @@ class Responses(Field):
         genes.
     n_cells
         Number of cells, cell types x (control, conditions).
-    label_key, condition_key
-        Columns of ``obs`` in the data.
+    settings
+        Settings of the fit, such as columns of ``obs`` in the data.
     provenance
         Version, packages, seed and settings.
     related_conditions
@@ -98,7 +99,6 @@ class Responses(Field):
 
     kind = "responses"
 
-    genes: pd.DataFrame
     cell_types: tuple[str, ...]
     conditions: tuple[str, ...]
     control: str
@@ -109,16 +109,12 @@ class Responses(Field):
     baseline_error: np.ndarray
     donor_error: np.ndarray
     donor_correlation: np.ndarray
-    dispersion: np.ndarray
     n_cells: pd.DataFrame
-    label_key: str
-    condition_key: tuple[str, ...]
-    provenance: dict[str, Any]
+    settings: ResponseSettings
     related_conditions: RelatedConditions | None = None
     fit: ConditionFit = field(default_factory=ConditionFit)
     expected: np.ndarray | None = None
     priors: tuple[Prior, ...] = ()
-    errors: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     # ---- conditions and types
 
@@ -128,28 +124,22 @@ class Responses(Field):
             raise InputError(unknown_condition(condition, self.conditions))
         return self.conditions.index(condition)
 
-    @property
-    def dose_key(self) -> str | None:
-        """Column of ``obs`` with the dose; None without doses."""
-        key: str | None = self.provenance["settings"]["dose_key"]
-        return key
-
     def name_of(self, condition: str, dose: float | None) -> str:
         """Return the name of a condition with its dose."""
         if dose is None or condition == self.control:
             return condition
-        if self.dose_key is None:
+        if self.settings.dose_key is None:
             raise InputError("The responses have no doses; fit them with `dose_key=`, or leave out `dose=`.")
         return f"{condition}{SEPARATOR}{dose_name(dose)}"
 
     def columns_of(self, condition: str) -> dict[str, str | float]:
         """Return the values of a condition in the columns of ``obs``."""
         name, values = condition, dict[str, str | float]()
-        if self.dose_key is not None:
+        if self.settings.dose_key is not None:
             name, _, dose = condition.rpartition(SEPARATOR) if condition != self.control else (condition, "", "0")
-            values[self.dose_key] = float(dose)
-        parts = name.split(SEPARATOR) if len(self.condition_key) > 1 else [name]
-        return dict(zip(self.condition_key, parts, strict=True)) | values
+            values[self.settings.dose_key] = float(dose)
+        parts = name.split(SEPARATOR) if len(self.settings.condition_key) > 1 else [name]
+        return dict(zip(self.settings.condition_key, parts, strict=True)) | values
 
     def with_condition(self, name: str, *, extrapolate: bool = False) -> Responses:
         """Add a condition without measurements, such as a new dose.
@@ -164,7 +154,7 @@ class Responses(Field):
             return self
         related = self.related_conditions
         if related is None or related.separator is None:
-            perturbation = name.rpartition(SEPARATOR)[0] if self.dose_key is not None else name
+            perturbation = name.rpartition(SEPARATOR)[0] if self.settings.dose_key is not None else name
             separator = separator_in(perturbation, self.conditions if related is None else related.parts)
             if separator is not None:
                 raise InputError(
@@ -194,10 +184,6 @@ class Responses(Field):
         is_known = cell_type in self.cell_types and condition in self.conditions
         return is_known and bool(self.measured.loc[cell_type, condition])
 
-    def n_measured(self, condition: str) -> int:
-        """Count the cell types with a measured response to a condition."""
-        return int(self.measured.iloc[:, self.condition_index(condition)].sum())
-
     @property
     def has_profile(self) -> np.ndarray:
         """Whether each cell type has a profile, which kernels need."""
@@ -226,7 +212,10 @@ class Responses(Field):
     @property
     def total_variance(self) -> np.ndarray:
         """Variances of all sampling errors of effects, conditions x cell types x genes."""
-        return np.stack([self.sampling_variance(number) for number in range(len(self.conditions))])
+        total = np.empty_like(self.variance)
+        for number in range(len(total)):  # in place, as these arrays are the largest
+            total[number] = self.sampling_variance(number)
+        return total
 
     def sampling_variance(self, number: int) -> np.ndarray:
         """Return variances of sampling errors in a condition, cell types x genes."""
@@ -368,13 +357,10 @@ class Responses(Field):
             for term, values in predicted.terms.items():
                 table[term] = values[:, column] / unit
             table["measured"] = is_measured
-            table["measured_log2_fold_change"] = self.measured_effect(condition, name) / unit if is_measured else np.nan
+            place = (self.conditions.index(condition), self.cell_types.index(name)) if is_measured else None
+            table["measured_log2_fold_change"] = np.nan if place is None else self.effect[place] / unit
             tables.append(table)
         return self.names.with_symbols(pd.concat(tables, ignore_index=True))
-
-    def measured_effect(self, condition: str, cell_type: str) -> np.ndarray:
-        """Return the measured natural log fold changes of a type, by gene."""
-        return np.asarray(self.effect[self.condition_index(condition), self.cell_types.index(cell_type)])
 
     def most_changed(self, condition: str) -> np.ndarray:
         """Return rows of genes that are among the most changed of any type."""
@@ -460,9 +446,7 @@ class Responses(Field):
             return error
         added = self.with_condition(condition, extrapolate=True)
         field, place = added.condition_field(), require_related(added).conditions.index(condition)
-        predicted = field.common.predict([place])
-        none = np.zeros_like(predicted.mean)  # deviations of types, which left-out common responses lack as well
-        common, _, variance = field.combine((predicted.mean, predicted.variance), (none, none), [place])
+        common, _, variance = field.predict(place)
         log_expected = float(np.log(np.maximum(self.fit.expected_errors(common, variance), 1e-3))[0])
         own = error * np.exp(self.fit.slope * (log_expected - self.fit.mean_log))
         return float(np.clip(own, self.fit.lowest, self.fit.highest))
@@ -490,7 +474,7 @@ class Responses(Field):
             return (
                 f"{condition}: about {share} of the error of unchanged cells is expected; on average, {self.sentence()}"
             )
-        part = "cells" if self.provenance["settings"]["donor_key"] is None else "donors"
+        part = "cells" if self.settings.donor_key is None else "donors"
         verdict = "no better than by unchanged cells, " if error["predicted"] > MAX_ERROR else ""
         names = (f"mean of other {unit}s", "nearest", "permuted relations", f"measurement in half of the {part}")
         others = zip(names, ("common", "nearest", "permuted", "halves"), strict=True)
@@ -531,7 +515,7 @@ class Responses(Field):
             return []
         reasons = [(is_known and error["halves"] >= 1, "no response is seen beyond sampling error")]
         if not measured:
-            n_types = self.n_measured(str(condition)) if is_known else MIN_TYPES
+            n_types = int(self.measured[condition].sum()) if is_known else MIN_TYPES
             few = f"only {counted(n_types, 'type')} were measured, too few to say what others do"
             others = "types" if is_known else "conditions"
             simple = {"common": f"the mean response of the other {others}", "permuted": "permuted relations"}
@@ -570,7 +554,7 @@ def responses_section(responses: Responses, cell_types: Sequence[str]) -> dict[s
             f"The responses are of other cell types ({abbreviated(responses.cell_types, n_shown=3)}) than the model "
             f"({abbreviated(list(cell_types), n_shown=3)}); give responses of the same data."
         )
-    conditions, donor_key = responses.conditions, responses.provenance["settings"]["donor_key"]
+    conditions, donor_key = responses.conditions, responses.settings.donor_key
     rows, described = [], responses.described_conditions
     for name in described[:N_SHOWN]:
         error = responses.expected_error(name)
