@@ -72,6 +72,12 @@ PredictedCondition = Annotated[
     MinLen(1),
     "New condition of control cells, measured or related to measured ones; or the control, to change other cells back.",
 ]
+PredictedConditions = Annotated[
+    tuple[str, ...],
+    MinLen(1),
+    "New condition of control cells, measured or related to measured ones; or the control, to change other cells back. "
+    "Repeat it for several.",
+]
 PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
 ExtrapolateDose = Annotated[bool, "Also predict doses, and numbers among features, beyond the measured ones."]
 PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]

@@ -1,5 +1,6 @@
 """Conditions that no cell has, by features, doses and combinations: commands, workflow, figure, invalid input."""
 
+import json
 from pathlib import Path
 
 import anndata as ad
@@ -131,6 +132,14 @@ def test_a_series_of_doses_is_compared_with_doses_in_another_order():
     assert "permuted" not in fitted.sentence("KLF1, 1")
     low = package.tl.predict(fitted, cells_of([]), "KLF1", dose=0.05)
     assert set(low.obs["dose"]) == {0.05}  # between the control and the lowest dose
+    both = package.tl.predict(fitted, cells_of([]), ["KLF1, 0.05", "KLF1, 0.2"])
+    assert set(both.obs["dose"]) == {0.05, 0.2}
+    assert json.loads(both.uns["bdm"]["condition"]) == ["KLF1, 0.05", "KLF1, 0.2"]
+    first = both[(both.obs["dose"] == 0.05).to_numpy()]
+    assert [*first.obs_names] == [f"{name} KLF1, 0.05" for name in low.obs_names]
+    assert (first.X != low.X).nnz == 0
+    with pytest.raises(InputError, match=r"^There is no condition to predict"):
+        package.tl.predict(fitted, cells_of([]), [])
 
 
 def test_a_condition_like_the_others_has_a_smaller_error_than_one_without_relatives():

@@ -436,6 +436,10 @@ def test_warnings_are_in_python_the_command_and_predicted_cells(cells, responses
     assert bdm(*arguments, "--condition", "stim", "--cell-type", "b") == (0, "")
     assert [log.getMessage() for log in caplog.records if log.levelname == "WARNING"] == expected
     assert json.loads(ad.read_h5ad(tmp_path / "predicted.h5ad").uns["bdm"]["warnings"]) == expected
+    assert bdm(*arguments, "--condition", "stim", "--condition", "ctrl", "--cell-type", "b", "--force") == (0, "")
+    both = ad.read_h5ad(tmp_path / "predicted.h5ad")
+    assert json.loads(both.uns["bdm"]["warnings"]) == expected
+    assert set(both.obs["condition"]) == {"stim", "ctrl"}
     caplog.clear()
     tl.predict(warned, cells, "stim", cell_types="a")  # which was measured
     measured = [each for each in expected if "no response is seen" in each]

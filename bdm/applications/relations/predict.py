@@ -1,5 +1,6 @@
 """Predict cells in another condition by changing counts of real or generated cells."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from bdm._core.errors import InputError, abbreviated, counted
+from bdm._core.files import storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import label_candidates, nearest_or, unknown_condition, unknown_type
@@ -33,7 +36,7 @@ ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another
 def predict(
     responses: Responses,
     adata: AnnData,
-    condition: str,
+    condition: str | Sequence[str],
     *,
     dose: float | None = None,
     cell_types: str | Sequence[str] = (),
@@ -41,7 +44,7 @@ def predict(
     counts: str = "auto",
     seed: int = 0,
 ) -> AnnData:
-    """Predict cells in another condition, one for each input cell.
+    """Predict cells in another condition, one for each input cell, or in several.
 
     ::
 
@@ -66,8 +69,9 @@ def predict(
     condition
         New condition: a measured one, or one that is related to measured ones by its features, dose or parts. Control
         cells are changed to a condition, and cells of any condition back to the control; all other cells are left out.
+        Given several conditions, cells are changed to each, and the name of a cell ends with its condition.
     dose
-        Dose of the condition, if the responses have doses.
+        Dose of the conditions, if the responses have doses.
     cell_types
         Types to change and return; all by default.
     extrapolate
@@ -78,8 +82,27 @@ def predict(
     AnnData with raw counts of all input genes (CSR, float32). ``obs`` of the input gets the new condition,
     ``original_condition``, ``response`` (``measured`` or ``predicted``) and ``synthetic`` (True).
     """
-    chosen = cells_to_change(responses, adata, condition, cell_types, dose=dose, extrapolate=extrapolate, counts=counts)
-    return chosen.predict(seed=seed)
+    chosen = [
+        cells_to_change(responses, adata, name, cell_types, dose=dose, extrapolate=extrapolate, counts=counts)
+        for name in dict.fromkeys(as_names(condition))
+    ]
+    return predict_each(chosen, seed=seed)
+
+
+def predict_each(chosen: "Sequence[CellsToChange]", *, seed: int) -> AnnData:
+    """Join cells that are changed to several conditions; their names end with the condition."""
+    if not chosen:
+        raise InputError("There is no condition to predict; name one or more by `condition=`.")
+    predicted = {each.condition: each.predict(seed=seed) for each in chosen}
+    records = [each.uns["bdm"] for each in predicted.values()]
+    if len(predicted) == 1:
+        return next(iter(predicted.values()))
+    cells = anndata.concat(predicted, merge="same", index_unique=" ")
+    joined: dict[str, Any] = {"condition": [*predicted]}
+    joined["warnings"] = [*dict.fromkeys(chain(*(json.loads(each["warnings"]) for each in records)))]
+    joined["expected_error"] = "; ".join(each["expected_error"] for each in records)
+    cells.uns["bdm"] = records[0] | storable(joined)
+    return cells
 
 
 @dataclass(frozen=True)
