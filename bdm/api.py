@@ -429,8 +429,8 @@ class BranchedDiffusion:
 
         Returns
         -------
-        Evaluation with the tables ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``;
-        :func:`bdm.pl.scores` plots it, ``save`` writes it.
+        Evaluation with the table ``scores``; its parts ``overall`` (scores x sets, the floor first) and ``by_type``;
+        ``verdict`` summarises it, :func:`bdm.pl.scores` plots it, ``save`` writes it.
 
         Examples
         --------

@@ -85,6 +85,13 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # figures of each r
 }
 
 
+def is_drawn(result: Any, name: str) -> bool:
+    """Return whether a result has what one of its figures shows: covariates, or positions."""
+    needed = {"covariates": "along", "space": "space"} if isinstance(result, Evaluation) else {}
+    value = getattr(result, needed[name]) if name in needed else ()
+    return name not in needed or (value is not None and len(getattr(value, "cells", value)) > 0)
+
+
 def __dir__() -> list[str]:
     return __all__
 
@@ -97,6 +104,6 @@ def write_result(folder: Path, result: Any, sha256: dict[str, str] | None = None
     if sha256 is not None:
         result = replace(result, provenance=result.provenance | {"sha256": sha256})
     result.save(folder)
-    figures = FIGURES.get(type(result), {})
+    figures = {name: draw for name, draw in FIGURES.get(type(result), {}).items() if is_drawn(result, name)}
     for name, draw in progress(figures.items(), total=len(figures), doing="drawing", unit="figure"):
         save_figure(draw(result, show=False), folder / f"{name}.png")

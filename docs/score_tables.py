@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bdm.evaluation.scores import SCORE_TITLES
+from bdm.evaluation.table import SCORES as BDM_SCORES
 
 STATIC = Path(__file__).parent / "_static"
 METHODS = {
@@ -27,17 +27,17 @@ METHODS = {
     "thinned": "thinned copies",
 }
 SCORES = {
-    "energy": SCORE_TITLES["energy"],
+    "energy": BDM_SCORES["energy"].title,
     "energy_frequent": "Energy distance of types with 50 test cells or more, weighted by test cells",
-    **{score: SCORE_TITLES[score] for score in ("forest_auc", "gene_auc", "slope")},
+    **{score: BDM_SCORES[score].title for score in ("forest_auc", "gene_auc", "slope")},
     "slope_by_type": "Slope by type",
-    "fold_change_correlation": SCORE_TITLES["fold_change_correlation"],
-    "gene_correlation": SCORE_TITLES["gene_correlation"],
+    "fold_change_correlation": BDM_SCORES["fold_change_correlation"].title,
+    "gene_correlation": BDM_SCORES["gene_correlation"].title,
     "f1_ratio": "F1 ratio",
-    "memorisation": SCORE_TITLES["memorisation"],
+    "memorisation": BDM_SCORES["memorisation"].title,
     "pooled_energy": "Energy distance of all cells",
     "variance": "Variance of expressed genes within types, relative to training cells",
-    "outlying": SCORE_TITLES["outlying_counts"],
+    "outlying": BDM_SCORES["outlying_counts"].title,
     "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
     "training_cpu_seconds": "Training, processor seconds",
     "generation_cpu_seconds": "Generation, processor seconds",
@@ -68,7 +68,7 @@ def text_of_self_fit() -> str:
     """Return mean forest and gene AUCs of the self-fit, data sets x methods."""
     scores = pd.read_csv(STATIC / "benchmark_self_fit.csv").query("method != 'diffusion'")  # shown in priors.md
     means = scores.pivot_table("value", "data", ["score", "method"], sort=False)[["forest_auc", "gene_auc"]]
-    titles = [f"{SCORE_TITLES[score]}, {method}" for score, method in means]
+    titles = [f"{BDM_SCORES[score].title}, {method}" for score, method in means]
     lines = [["data", *titles], ["---"] * (len(titles) + 1)]
     lines += [[data, *map("{:.2f}".format, values)] for data, values in zip(means.index, means.to_numpy(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -410,12 +411,25 @@ def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
     """Write the results of a run with the methods `branched` and `scvi`."""
     for name in ("all", "times", "hierarchies", "models/branched"):
         (folder / name).mkdir(parents=True)
-    scores = [f"energy,0.01,{energy},0.5", "f1_ratio,1,0.9,0.8", "forest_auc,0.5,0.52,0.9", "gene_auc,0.5,0.6,0.5"]
-    (folder / "all/overall.csv").write_text("\n".join(["metric,floor,branched,scvi", *scores, ""]))
-    frequent = [f"B,60,100,{name},0.1,0.8,0.9\nNK,8,60,{name},0.1,0.6,0.9\n" for name in ["floor", "branched", "scvi"]]
-    rare = [*(f"DC,3,12,{name},{energy},-9,0.4\n" for name in ["floor", "branched"]), "DC,3,12,scvi,,,0.2\n"]
-    columns = "cell_type,n_test,n_train,set,energy,slope,f1\n"
-    (folder / "all/by_type.csv").write_text("".join([columns, *frequent, *rare]))
+    scores = {
+        "energy": (0.01, energy, 0.5),
+        "f1": (1, 0.9, 0.8),
+        "forest_auc": (0.5, 0.52, 0.9),
+        "gene_auc": (0.5, 0.6, 0.5),
+    }
+    rows = [
+        ("all", "all", method, score, value, floor)
+        for score, (floor, *values) in scores.items()
+        for method, value in zip(("branched", "scvi"), values, strict=True)
+    ]
+    by_type = {"B": (0.1, 0.8, 0.9), "NK": (0.1, 0.6, 0.9), "DC": (energy, -9, 0.4)}
+    for name, method in product(by_type, ("branched", "scvi")):
+        values = (np.nan, np.nan, 0.2) if (name, method) == ("DC", "scvi") else by_type[name]
+        for score, value, floor in zip(("energy", "slope", "f1"), values, by_type[name], strict=True):
+            rows.append(("type", name, method, score, value, floor))
+    table = pd.DataFrame(rows, columns=["kind", "group", "set", "score", "value", "floor"])
+    table.to_csv(folder / "all/scores.csv", index=False)
+    (folder / "all/n_cells.csv").write_text("cell_type,test,train\nB,60,100\nNK,8,60\nDC,3,12\n")
     for step in ["autoencoder-branched", "train-branched", "train-scvi", "generate-branched", "generate-scvi"]:
         row = f"{seconds}\t0:00:01\t{len(step)}\t{seconds / 2}"
         (folder / f"times/{step}.tsv").write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{row}\n")

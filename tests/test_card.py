@@ -15,7 +15,7 @@ from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
 from bdm.applications.audit.audit import check_settings
 from bdm.cli import app, main
-from bdm.evaluation.scores import SCORE_NAMES
+from bdm.evaluation.table import SCORES
 from bdm.generation.generate import GeneratedFile
 from bdm.model.model import load_model, record_of_cells
 from bdm.report.card import CARD, metadata, model_card, table
@@ -131,7 +131,7 @@ def test_scores_have_the_floor_beside_them(batch_model, evaluation):
     card = batch_model.card(evaluation)
     scores, floor = evaluation.overall["generated"], evaluation.overall["floor"]
     for name, ideal in {"forest_auc": "0.5", "f1": "1"}.items():
-        assert f"| {SCORE_NAMES[name]} | {scores[name]:.3f} | {floor[name]:.3f} | {ideal} |" in card
+        assert f"| {SCORES[name].name} | {scores[name]:.3f} | {floor[name]:.3f} | {ideal} |" in card
     assert evaluation.verdict().text in card
     assert "| score | generated | floor | perfect |" in card
     assert "does not record which model" in card
@@ -143,7 +143,7 @@ def test_evaluation_of_another_model_or_without_generated_cells_is_rejected(batc
         model_card(batch_model.model, checksum="0" * 64, evaluation=of_other)
     assert "does not record" not in model_card(batch_model.model, checksum="f" * 64, evaluation=of_other)
     with pytest.raises(InputError, match="no generated cells"):
-        batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="generated")))
+        batch_model.card(replace(evaluation, n_compared=evaluation.n_compared.drop(columns="generated")))
 
 
 def test_card_states_the_expected_errors_of_responses(saved, batch_model, example_cells, tmp_path, bdm):

@@ -332,7 +332,7 @@ def test_cells_have_covariates_and_batches_whose_names_files_cannot_hold():
     assert not model.prepared.obs["time_h"].isna().any()
     assert recorded_covariates(model.prepared) == ("time_h",)
     evaluation = model.evaluate(adata_test=with_slash(simulated(40, seed=9)), n_repeats=1)
-    assert set(evaluation.by_covariate["covariate"]) == {"time_h"}
+    assert evaluation.scores_of("covariate")["group"].str.startswith("time_h").all()
 
 
 def test_values_given_twice_are_rejected():
@@ -510,11 +510,10 @@ def evaluation(model):
 
 
 def test_scores_by_bins_are_with_those_of_the_floor(evaluation):
-    table = evaluation.by_covariate
-    assert list(table.groupby("set")["low"].nunique()) == [4, 4]
-    energy = table.groupby("set", sort=False)["relative_energy"].mean()
-    assert energy["generated"] < 0.03
-    assert energy["floor"] < 0.02
+    table = evaluation.scores_of("covariate").set_index("score").loc["relative_energy"]
+    assert table["group"].nunique() == 4
+    assert table["value"].mean() < 0.03
+    assert table["floor"].mean() < 0.02
 
 
 def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluation):
@@ -522,9 +521,10 @@ def test_cells_of_a_model_without_the_covariate_are_far_in_bins(model, evaluatio
     cells = simulated(100, seed=9)
     shuffled = model.generate(pd.DataFrame({"cell_type": cells.obs["cell_type"], "n_cells": 1}), seed=1)
     shuffled.obs["time"] = np.random.default_rng(0).permutation(shuffled.obs["time"])
-    by_covariate = model.evaluate(shuffled, adata_test=cells).by_covariate
-    worse = by_covariate[by_covariate["set"] == "generated"]["relative_energy"].mean()
-    better = evaluation.by_covariate[evaluation.by_covariate["set"] == "generated"]["relative_energy"].mean()
+    worse, better = (
+        each.scores_of("covariate").set_index("score").loc["relative_energy", "value"].mean()
+        for each in (model.evaluate(shuffled, adata_test=cells), evaluation)
+    )
     assert worse > 3 * better
 
 
@@ -538,9 +538,9 @@ def test_figure_has_real_and_generated_cells_along_the_covariate(evaluation, tmp
     assert len(axes[0].containers) == 3
     write_result(tmp_path / "evaluation", evaluation)
     assert (tmp_path / "evaluation/covariates.png").is_file()
-    assert len(pd.read_csv(tmp_path / "evaluation/by_covariate.csv")) == 8
     rule = (ROOT / "workflow/rules/evaluate.smk").read_text()  # Snakemake removes what it names, before a second run
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == set(re.findall(r"evaluation/([\w.]+)", rule))
+    written = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert written == {*re.findall(r"evaluation/([\w.]+)", rule), "covariates.png"}
     gene = evaluation.along["gene"].iloc[0]
     assert [axis.get_title() for axis in covariates(evaluation, gene, show=False)] == [gene]
     for arguments, message in (

@@ -23,8 +23,7 @@ from bdm.applications.design.design import read_design
 from bdm.cli import app
 from bdm.data.modalities import write_h5mu
 from bdm.data.prepare import prepare
-from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.verdict import LIMITS
+from bdm.evaluation.table import JUDGED
 from bdm.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[1]
@@ -342,10 +341,14 @@ def test_messages_are_those_that_bdm_prints(example_cells, tmp_path, monkeypatch
 
 
 def test_limits_of_the_verdict_are_those_of_the_code():
-    row = re.compile(r"^\| ([\w ]+) \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", flags=re.MULTILINE)
+    row = re.compile(r"^\| ([^|]+) \| `(\w+)` \| ([\d.]+)(% of the floor|) \| ([\d.]+)\4 \|$", flags=re.MULTILINE)
     table = row.findall((ROOT / "docs/reading_results.md").read_text())
-    limits = {score: (SCORE_NAMES[score], limit.same, limit.near) for score, limit in LIMITS.by_score.items()}
-    assert {score: (name, float(same), float(near)) for name, score, same, near in table} == limits
+    limits = {key: (score.name, score.same, score.near, score.relative) for key, score in JUDGED.items()}
+    written = {
+        key: (name, *(float(value) / (100 if share else 1) for value in (same, near)), bool(share))
+        for name, key, same, share, near in table
+    }
+    assert written == limits
 
 
 def test_reference_of_the_configuration_is_that_of_the_schema():

@@ -15,6 +15,7 @@ from bdm.data.cells import GENERATED
 from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.evaluation.evaluate import Evaluation, evaluate
+from bdm.evaluation.table import wide
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -50,9 +51,10 @@ def test_evaluate_writes_tables_and_figures(files, prepared, generated, caplog, 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *options)
     shown = re.findall(r"(\w[\w ]+): 100%.* (\d+)/", capsys.readouterr().err)
-    assert dict(shown) == {"scoring": "3", "drawing": "6"}
+    assert dict(shown) == {"scoring": "3", "drawing": "4"}
 
-    overall = pd.read_csv(out / "overall.csv", index_col="metric")
+    scores = pd.read_csv(out / "scores.csv")
+    overall = wide(scores[scores["kind"] == "all"], "score")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]
     assert overall.drop("gene_correlation").notna().all(axis=None)  # no type has cells enough for it
     pd.testing.assert_series_equal(overall["generated"], overall["flat"], check_names=False)
@@ -63,10 +65,10 @@ def test_evaluate_writes_tables_and_figures(files, prepared, generated, caplog, 
     assert n_outlying > 0
     assert overall.loc["outlying_counts"].tolist() == pytest.approx([1000 * n_outlying / is_test.sum(), 0, 0], rel=1e-5)
 
-    by_type = pd.read_csv(out / "by_type.csv")
-    assert by_type.columns[:4].tolist() == ["cell_type", "n_test", "n_train", "set"]
-    assert len(by_type) == 3 * generated.obs["cell_type"].nunique()
-    assert by_type["n_test"].is_monotonic_decreasing
+    by_type = scores[scores["kind"] == "type"]
+    assert set(by_type["group"]) == set(generated.obs["cell_type"])
+    assert (by_type["missing"].isna() | by_type["value"].isna()).all()
+    assert not list(out.glob("*space*")) + list(out.glob("*covariate*"))
 
     evaluation = Evaluation.load(out)
     assert evaluation.overall.loc["energy", "flat"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
@@ -86,6 +88,7 @@ def test_evaluate_writes_tables_and_figures(files, prepared, generated, caplog, 
     rows = dict(line.split(maxsplit=1) for line in caplog.messages[-1].splitlines())
     assert rows["generated"].startswith(("cannot be distinguished", "no difference seen", "nearly like", "differ from"))
     assert rows["generated"] == rows["flat"]
+    assert "not checked: batches, donors, positions (not in the real cells)" in caplog.messages[-1]
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):

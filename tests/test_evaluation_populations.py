@@ -30,30 +30,28 @@ def evaluation(small_model, held_out) -> Evaluation:
 
 
 def rows(evaluation: Evaluation, name: str) -> pd.DataFrame:
-    table = evaluation.by_population
-    return table[table["set"] == name].set_index("sub_population")
+    table = evaluation.scores_of("sub_population")
+    return table[table["set"] == name].pivot(index="group", columns="score", values="value")
 
 
 def test_each_sub_population_has_scores(evaluation):
-    for name in (FLOOR, GENERATED, "one"):
-        table = rows(evaluation, name)
-        assert list(table.index) == [*B, *DENDRITIC]
-        assert list(table["cell_type"]) == ["CD19+ B"] * 2 + ["Dendritic"] * 2
     same = rows(evaluation, GENERATED)
-    by_type = same.groupby("cell_type")[["n_cells", "n_test"]].sum()
-    assert (by_type["n_cells"] == by_type["n_test"]).all()
-    assert by_type["n_test"].to_dict() == {"CD19+ B": 90, "Dendritic": 120}
-    scores = ["energy", "relative_energy", "mmd", "forest_auc", "library_size_ks"]
-    assert same[scores].notna().all(axis=None)
+    for table in (same, rows(evaluation, "one")):
+        assert list(table.index) == [*B, *DENDRITIC]
+    for names in (B, DENDRITIC):
+        assert same.loc[names, "share"].sum() == pytest.approx(1)
+    assert same.loc[B, "n_test"].sum() == evaluation.n_compared.loc["CD19+ B", "test"]
+    assert same[["energy", "relative_energy", "mmd", "forest_auc", "library_size_ks"]].notna().all(axis=None)
     assert (same["relative_energy"].abs() < 0.05).all()
     assert same["forest_auc"].between(0.3, 0.7).all()
 
 
 def test_scores_show_a_sub_population_that_is_missing(evaluation):
     same, first = rows(evaluation, GENERATED), rows(evaluation, "one")
-    assert first.loc[DENDRITIC[1], "n_cells"] < 0.3 * first.loc[DENDRITIC[1], "n_test"]
-    assert first.loc[DENDRITIC[0], "n_cells"] > 1.15 * first.loc[DENDRITIC[0], "n_test"]
-    assert abs(same.loc[DENDRITIC[0], "n_cells"] / same.loc[DENDRITIC[0], "n_test"] - 1) < 0.15
+    ratio = {name: table["share"] / table["share_test"] for name, table in (("same", same), ("first", first))}
+    assert ratio["first"][DENDRITIC[1]] < 0.3
+    assert ratio["first"][DENDRITIC[0]] > 1.15
+    assert abs(ratio["same"][DENDRITIC[0]] - 1) < 0.15
     # The cells that are there are as they should be
     assert abs(first.loc[DENDRITIC[0], "relative_energy"]) < 0.05
     of_label = evaluation.by_type["relative_energy"]
@@ -78,7 +76,8 @@ def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model
     unknown.obs["donor"] = "three"
     del none.obs["donor"]
     evaluation = batch_model.evaluate(new, adata_test=test, compare={"unknown": unknown, "none": none}, n_repeats=1)
-    assert set(evaluation.by_population["set"]) == {FLOOR, GENERATED}
+    populations = evaluation.scores_of("sub_population").dropna(subset="value")
+    assert set(populations["set"]) == {GENERATED}
     assert set(evaluation.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
 
 
@@ -101,6 +100,6 @@ def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monke
     small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
     evaluated = ["prepared.h5ad", "new.h5ad", "evaluation", "--n-repeats", "1"]
     app(["evaluate", *evaluated, "--model", "model"], standalone_mode=False)
-    assert len(pd.read_csv("evaluation/by_population.csv"))
+    assert (pd.read_csv("evaluation/scores.csv")["kind"] == "sub_population").any()
     with pytest.raises(InputError, match=r"lacking\.h5ad: The prepared cells lack 1 of the model's genes"):
         read_real_cells_for(small_model.model, Path("lacking.h5ad"))

@@ -101,7 +101,7 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     assert set(anndata.read_h5ad(folder / "each.h5ad").obs["cell_type"]) == set(labels)
 
     bdm("evaluate", prepared, generated, folder / "evaluation", "--n-repeats=1")
-    assert column(folder / "evaluation/by_type.csv", "cell_type") == set(labels)
+    assert column(folder / "evaluation/scores.csv", "group") == {*labels, "all"}
     bdm("interpret", model, prepared, generated, folder / "interpretation", "--n-genes=3")
     check_interpretation(folder / "interpretation", names, labels, genes)
 
@@ -110,7 +110,7 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     assert set(anndata.read_h5ad(moved).obs["cell_type"]) == {labels[0]}
     assert set(anndata.read_h5ad(moved).obs["original_type"]) == {labels[1]}
     bdm("evaluate-transmuted", prepared, moved, folder / "transmutation")
-    assert labels[1] in column(folder / "transmutation/scores.csv", "original_type")
+    assert labels[1] in column(folder / "transmutation/scores.csv", "group")
 
     more, extended = folder / "more.h5ad", folder / "extended"
     cells_of([new], genes, seed=1).write_h5ad(more)

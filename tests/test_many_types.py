@@ -50,7 +50,7 @@ def test_figures_of_many_types_stay_small(folder, name):
 @pytest.mark.slow
 def test_tables_have_all_types(folder):
     assert len(pd.read_csv(folder / "tree.csv")) == 2 * N_TYPES - 1
-    assert pd.read_csv(folder / "evaluation/by_type.csv")["cell_type"].nunique() == N_TYPES
+    assert pd.read_csv(folder / "evaluation/scores.csv").query("kind == 'type'")["group"].nunique() == N_TYPES
     for name in ("nodes", "agreement"):
         assert len(pd.read_csv(folder / f"interpretation/{name}.csv")) == N_TYPES - 1
 

@@ -46,6 +46,7 @@ from bdm.data.prepare import prepare
 from bdm.data.read import pbmc68k_counts, read_cells
 from bdm.effects.donors import fit_donors
 from bdm.evaluation.modality_scores import COORDINATES, joint_umap, score_pair
+from bdm.evaluation.table import wide
 from bdm.generation.generate import generate_cells
 from bdm.generation.modality import find_modality, match_request, predict_modality
 from bdm.generation.request import request_cells
@@ -552,14 +553,15 @@ def test_a_model_of_rna_has_nothing_to_predict(small_model, example_cells):
 
 def test_each_modality_and_all_together_are_evaluated(multi_model, tmp_path):
     evaluation = multi_model.evaluate(n_repeats=1)
-    table = evaluation.modalities
-    assert set(table.xs("forest_auc", level="score").index) == {"rna", "prot", "atac", "all"}
-    assert {"gene_correlation", "gene_slope"} <= set(table.loc["prot"].index)
-    assert list(table) == ["floor", "generated"]
+    table = evaluation.scores_of("modality").set_index("score")
+    assert set(table.loc["forest_auc", "group"]) == {"rna", "prot", "atac", "all"}
+    assert (
+        {"prot", "atac"} == set(table.loc["feature_correlation", "group"]) == set(table.loc["feature_slope", "group"])
+    )
+    assert table[["value", "floor"]].notna().all(axis=None)
     assert len(evaluation.gene_statistics["gene"].unique()) == 200  # all else is of RNA
     evaluation.save(tmp_path / "evaluation")
-    assert type(evaluation).load(tmp_path / "evaluation").modalities.shape == table.shape
-    assert (tmp_path / "evaluation/modalities.csv").exists()
+    assert type(evaluation).load(tmp_path / "evaluation").scores.equals(evaluation.scores)
 
 
 def test_shuffled_proteins_are_found_by_their_correlations_and_lie_elsewhere_in_the_umap(multi_model):
@@ -571,9 +573,9 @@ def test_shuffled_proteins_are_found_by_their_correlations_and_lie_elsewhere_in_
     other[:, proteins.features] = np.random.default_rng(0).permutation(other[:, proteins.features])
     shuffled = replace(query, counts=sp.csr_matrix(other))
     as_it_is, changed = (score_pair(of, test, modalities_of(cells.var), cells.var, seed=0) for of in (query, shuffled))
-    assert as_it_is["prot", "gene_correlation"] > 0.8
-    assert changed["prot", "gene_correlation"] < 0.3
-    assert changed["prot", "forest_auc"] < as_it_is["prot", "forest_auc"] + 0.1
+    assert as_it_is["prot"]["feature_correlation"] > 0.8
+    assert changed["prot"]["feature_correlation"] < 0.3
+    assert changed["prot"]["forest_auc"] < as_it_is["prot"]["forest_auc"] + 0.1
     embedded = [joint_umap({"test": of[:40]}, cells.var, seed=0)[COORDINATES] for of in (query, shuffled)]
     assert not np.allclose(*embedded)
 
@@ -697,10 +699,10 @@ def test_transmuted_cells_are_evaluated_by_modality(multi_model):
     found = transmuted_cells(model, sources, seed=0).in_memory()
     assert block_sizes(found.var) == block_sizes(multi_model.prepared.var)
     evaluation = multi_model.evaluate_transmuted(cells, found)
-    table = evaluation.modalities["energy"].unstack("set")
-    assert list(table.index.unique("modality")) == ["rna", "prot", "atac"]
-    assert (table["transmuted"] < table["unchanged"]).loc[["rna", "prot"]].all()
-    pd.testing.assert_frame_equal(evaluation.table, evaluation.modalities.loc["rna"])
+    table = wide(evaluation.scores[evaluation.scores["score"] == "energy"], "group")
+    assert list(table.index) == ["CD19+ B", "CD19+ B, prot", "CD19+ B, atac"]
+    assert (table["transmuted"] < table["unchanged"])[:2].all()
+    assert evaluation.original_types == ["CD19+ B"]
 
 
 def test_donors_differ_in_proteins(multi_model):

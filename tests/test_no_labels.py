@@ -140,14 +140,16 @@ def test_scores_that_compare_types_are_unknown(evaluation):
     for table in (overall.T, by_type):
         assert table[COMPARE_TYPES].isna().all(axis=None)
         assert np.isfinite(table[["energy", "relative_energy", "mmd", "forest_auc", "library_size_ks"]]).all(axis=None)
-    unknown = {*COMPARE_TYPES, "f1_ratio", "fold_change_correlation_chance", "gene_correlation"}  # the last: 140 cells
+    unknown = {*COMPARE_TYPES, "gene_correlation"}  # the last: 140 cells
     known = set(overall.index) - unknown
     assert np.isfinite(overall.loc[sorted(known)]).all(axis=None)
     assert by_type.index.tolist() == [(FLOOR, WITHOUT_LABELS), (GENERATED, WITHOUT_LABELS)]
     graded = {finding.score for finding in evaluation.verdict().findings}
     assert graded == {"relative_energy", "forest_auc", "gene_auc", "memorisation"}
     assert evaluation.verdicts_by_type() == {WITHOUT_LABELS: evaluation.verdict()}
-    assert verdict_lines(evaluation, GENERATED) == [evaluation.verdict().text]
+    missing = "batches, donors, positions (not in the real cells)"
+    not_checked = f"correlation of log fold changes, F1 of cell typing (needs two cell types); {missing}"
+    assert verdict_lines(evaluation, GENERATED) == [evaluation.verdict().text, f"not checked: {not_checked}"]
     assert evaluation.markers == {}
     assert evaluation.fold_changes.empty
 

@@ -14,6 +14,7 @@ from anndata import AnnData
 import bdm
 from bdm._core.errors import InputError
 from bdm.cli import app
+from bdm.evaluation.table import wide
 from bdm.model.match import fitted_cells, known_cells, real_cells_for
 from bdm.settings import InputKeys
 
@@ -242,13 +243,14 @@ def command(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp_path):
     command("evaluate", "cells.h5ad", "generated.h5ad", "evaluation", "--model", "model", "--n-repeats", 1)
-    overall = pd.read_csv(tmp_path / "evaluation/overall.csv", index_col="metric")
+    scores = pd.read_csv(tmp_path / "evaluation/scores.csv")
+    overall = wide(scores[scores["kind"] == "all"], "score")
     expected = fitted.evaluate(adata_new=anndata.read_h5ad("generated.h5ad"), n_repeats=1).overall
     np.testing.assert_allclose(overall, expected.loc[overall.index], rtol=1e-5)
     command("interpret", "model", "cells.h5ad", "generated.h5ad", "interpretation")
     command("transmute", "model", "cells.h5ad", "transmuted.h5ad", "--to", NK, "--from", B)
     command("evaluate-transmuted", "cells.h5ad", "transmuted.h5ad", "transmutation", "--model", "model")
-    assert list(pd.read_csv(tmp_path / "transmutation/scores.csv")["original_type"].unique()) == [B]
+    assert list(pd.read_csv(tmp_path / "transmutation/scores.csv")["group"].unique()) == [B]
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
 
 
@@ -276,7 +278,8 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     options = ("--model", "own", "--test-cells", "held_out.h5ad", "--n-repeats", 1)
     command("evaluate", "cells.h5ad", "generated_own.h5ad", "held_out", *options)
     for name in ("evaluation", "held_out"):
-        assert pd.read_csv(tmp_path / name / "overall.csv", index_col=0).loc["gene_auc"].notna().all()
+        scores = pd.read_csv(tmp_path / name / "scores.csv").set_index("score")
+        assert scores.loc["gene_auc", ["value", "floor"]].notna().all(axis=None)
     for option in (("--test-cells", "held_out.h5ad"), ("--label-key", "annotation"), ("--counts", "X")):
         with pytest.raises(InputError, match="is used with a model only; give `model=` too"):
             command("evaluate-transmuted", "cells.h5ad", "generated_own.h5ad", "other", *option)

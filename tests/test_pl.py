@@ -13,7 +13,8 @@ from test_evaluation_sets import assert_same
 import bdm
 from bdm import pl
 from bdm._core.errors import InputError
-from bdm.plotting.evaluation import LABELS
+from bdm.evaluation.table import SCORES
+from bdm.plotting.evaluation import DRAWN
 from bdm.plotting.style import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -65,8 +66,8 @@ def test_hierarchy_has_a_row_for_each_type_of_any_model(model, tmp_path):
 
 def test_scores_are_those_of_the_tables(evaluation):
     axes = pl.scores(evaluation)
-    assert [axis.get_title() for axis in axes] == list(LABELS.values())
-    for axis, score in zip(axes, LABELS, strict=True):
+    assert [axis.get_title() for axis in axes] == [SCORES[score].name for score in DRAWN]
+    for axis, score in zip(axes, DRAWN, strict=True):
         points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
         np.testing.assert_allclose(points, evaluation.overall.loc[score])
     assert texts(axes[0]) == ["floor", "generated"]
@@ -114,10 +115,10 @@ def test_transmutation_shows_each_type_that_was_transmuted(transmutation):
     assert [
         axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(transmutation)
     ] == transmutation.original_types
-    unchanged, transmuted = (
-        transmutation.table["energy"].xs(name, level="set") for name in ("unchanged", "transmuted")
+    energy = transmutation.scores[transmutation.scores["score"] == "energy"].pivot(
+        index="group", columns="set", values="value"
     )
-    assert (transmuted < unchanged).all()
+    assert (energy["transmuted"] < energy["unchanged"]).all()
 
 
 def test_extension_is_plotted(small_model, example_cells, tmp_path):
@@ -249,6 +250,7 @@ def test_evaluation_refuses_what_was_not_transmuted(small_model, held_out):
 
 
 def test_names_of_sets_are_no_formulas(evaluation):
-    axes = pl.scores(replace(evaluation, overall=evaluation.overall.assign(**{"$\\frac{$": 0.5})))
+    other = evaluation.scores.assign(set="$\\frac{$")
+    axes = pl.scores(replace(evaluation, scores=pd.concat([evaluation.scores, other], ignore_index=True)))
     figure_of(axes).draw_without_rendering()
     assert texts(axes[0])[-1] == r"\$\frac{\$"

@@ -25,7 +25,8 @@ from bdm.applications.relations.lineage_tree import read_lineage_tree
 from bdm.cli import app
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
+from bdm.evaluation.table import JUDGED, MIN_CELLS, score_table
+from bdm.evaluation.verdict import Grade, verdict
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.page import number, report_page
@@ -127,18 +128,20 @@ def with_branch(model: BranchedModel, name: str, **changes: object) -> BranchedM
 def many(results) -> Results:
     """Results of many types, whose scores are made up: the first is as the floor, and the last far from it."""
     names = [f"type {i:03}" for i in range(MANY)]
-    worse = {name: np.linspace(0, 3 * limit.near, MANY) for name, limit in LIMITS.by_score.items()}
-    by_type = {
-        (set_name, name): {
-            score: limit.ideal + (share * worse[score][i] if limit.higher else -share * worse[score][i])
-            for score, limit in LIMITS.by_score.items()
+    rows = [
+        {"kind": "type", "group": name, "set": set_name, "score": score, "n_cells": 100}
+        | {
+            "value": limit.ideal
+            + share * (1 if limit.higher else -1) * (limit.near if not limit.relative else 1) * excess
         }
         for set_name, share in {"floor": 0, "generated": 1, "flat": 1}.items()
-        for i, name in enumerate(names)
-    }
+        for name, excess in zip(names, np.linspace(0, 3, MANY), strict=True)
+        for score, limit in JUDGED.items()
+    ]
+    of_all = results.evaluation.scores_of("all")
     numbers = pd.DataFrame({"test": 100, "train": 400, "generated": 500, "floor": 100, "flat": 500}, index=names)
-    table = pd.DataFrame.from_dict(by_type, orient="index").rename_axis(["set", "cell_type"])
-    evaluation = replace(results.evaluation, by_type=table, n_cells=numbers, n_compared=numbers)
+    table = pd.concat([of_all, score_table(rows, ["generated", "flat"])], ignore_index=True)
+    evaluation = replace(results.evaluation, scores=table, n_cells=numbers, n_compared=numbers)
     obs = pd.DataFrame({"cell_type": np.repeat(names, 10), "split": np.tile(["train"] * 8 + ["test"] * 2, MANY)})
     hierarchy = balanced(names)
     rows = [
@@ -280,10 +283,11 @@ def test_page_lists_all_settings_and_seeds_that_differ(results):
 
 
 def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
-    verdict = Verdict((Finding("f1", 1.0, 1.0, 0.0, 0.1, 0.2, Grade.SAME),), n_cells=20)
-    found = copy.copy(results)
-    vars(found).update(verdict=verdict, verdicts=dict.fromkeys(results.verdicts, verdict))
-    page = report_page(found)
+    where = {"kind": "all", "group": "all", "score": "f1", "value": 1.0, "n_cells": 20}
+    found = verdict(score_table([{**where, "set": name} for name in ("floor", "generated")], ["generated"]))
+    changed = copy.copy(results)
+    vars(changed).update(verdict=found, verdicts=dict.fromkeys(results.verdicts, found))
+    page = report_page(changed)
     badges = re.findall(r'class="badge (\w+)"><span[^>]*>.</span>([^<]+)</span>', page.partition('class="rule"')[0])
     assert {kind for kind, text in badges if text.endswith("no difference seen in few cells")} == {"few"}
     assert '<div class="answer few">' in page
@@ -299,20 +303,25 @@ def test_page_shows_the_figures_that_commands_drew(page, full, results):
 
 def test_page_has_scores_in_space_if_cells_have_positions(results, text):
     assert "Cells in space" not in text
-    scores = pd.DataFrame(
-        [(key, "moran_slope", value) for key, value in ((FLOOR, 0.98), (GENERATED, 0.87))]
-        + [(key, "moran_within_slope", np.nan) for key in (FLOOR, GENERATED)],
-        columns=["set", "score", "value"],
-    )
-    space = replace(results.evaluation.space, scores=scores)
-    placed = words_with(results, evaluation=replace(results.evaluation, space=space))
-    assert "Moran's I: slope 0.870 0.980" in placed
-    assert "Moran's I within types" not in placed  # without values
+    where = {"kind": "space", "group": "all", "n_cells": 100}
+    values = {"moran_correlation": (0.87, 0.98), "moran_within_correlation": (np.nan, np.nan)}
+    rows = [
+        {**where, "set": name, "score": score, "value": value}
+        for score, pair in values.items()
+        for name, value in zip((GENERATED, FLOOR), pair, strict=True)
+    ]
+    table = pd.concat([results.evaluation.scores, score_table(rows, [GENERATED])], ignore_index=True)
+    page = report_page(replace(results, evaluation=replace(results.evaluation, scores=table)))
+    placed = page.partition("Cells in space")[2]
+    [row] = rows_of(placed, "groups")  # without the score that has no value
+    assert row[1:3] == ["Moran's I: r", "0.87 floor 0.98"]
 
 
 def test_page_shows_standard_errors_and_how_many_cells_a_verdict_needs(text, results):
-    assert f"± {results.evaluation.overall.loc['relative_energy_error', 'generated']:.3f}" in text
-    assert f"needs {LIMITS.min_cells} test cells (about 50 cells of the type in the input)" in text
+    error = results.evaluation.scores_of("all").set_index(["set", "score"]).loc[(GENERATED, "relative_energy"), "error"]
+    assert f"± {error:.3f}" in text
+    assert "Not checked: batches, positions (not in the real cells); donors (not in this set)." in text
+    assert f"needs {MIN_CELLS} test cells (about 50 cells of the type in the input)" in text
 
 
 def test_page_names_test_cells_of_another_file(results):
@@ -366,23 +375,21 @@ def test_page_lists_the_populations_of_each_cell_type(page, text, results):
 
 
 def test_page_shows_scores_by_sub_population(page, results):
-    table = results.evaluation.by_population.set_index(["set", "sub_population"])
+    table = results.evaluation.scores_of("sub_population").query("set == @GENERATED").set_index(["group", "score"])
+    value, floor = table["value"].unstack(), table["floor"].unstack()
     expected = []
     for cell_type, of_type in populations(results)["by_type"].items():
         if len(of_type) > 1:
             expected.append([cell_type])
-            sets = table[table["cell_type"] == cell_type]
-            numbers = [sets.loc[GENERATED, "n_test"], sets.loc[FLOOR, "n_cells"], sets.loc[GENERATED, "n_cells"]]
             for name in of_type["name"]:
-                shares = [f"{n_cells[name] / n_cells.sum():.0%}" for n_cells in numbers]
-                expected.append([name, f"{numbers[0][name]:.0f}", *shares])
+                shares = [value.loc[name, "share_test"], floor.loc[name, "share"], value.loc[name, "share"]]
+                expected.append([name, f"{value.loc[name, 'n_test']:.0f}", *(f"{share:.0%}" for share in shares)])
     found = rows_of(page.read_text(encoding="utf-8"), "population-scores")
     assert [row[:5] for row in found] == expected
     assert len(expected) > 2
     for name, *_, energy, auc in (row for row in found if len(row) > 1):
-        scores = table.loc[[(GENERATED, name), (FLOOR, name)], ["relative_energy", "forest_auc"]]
-        for text, (of_generated, of_floor) in zip((energy, auc), scores.to_numpy().T, strict=True):
-            assert text == f"{number(of_generated)} floor {number(of_floor)}"
+        for text, score in ((energy, "relative_energy"), (auc, "forest_auc")):
+            assert text == f"{number(value.loc[name, score])} floor {number(floor.loc[name, score])}"
 
 
 def test_page_names_sub_populations_that_are_nearer_to_another_type(results):
@@ -436,15 +443,17 @@ def test_page_cites_as_the_repository_does(text):
 
 
 def test_verdicts_are_next_to_their_types(text, results):
-    for name, verdict in results.verdicts.items():
-        assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.label)}", text), name
-        for finding in verdict.findings if verdict.grade != Grade.UNKNOWN else ():
+    for name, each in results.verdicts.items():
+        assert re.search(rf"{re.escape(name)} {each.n_cells} \S {re.escape(each.label)}", text), name
+        for finding in each.findings if each.grade != Grade.UNKNOWN else ():
             digits = 3 if finding.score == "relative_energy" else 2
-            value, floor, same, near = (number(one, digits) for one in (finding.value, finding.floor, *finding.limits))
-            limits = f"limit {near}" if finding.same == finding.near else f"limits {same} and {near}"
+            value, floor, same, near = (
+                number(one, digits) for one in (finding.value, finding.floor, finding.first_limit, finding.second_limit)
+            )
+            limits = f"limit {near}" if same == near else f"limits {same} and {near}"
             assert f"{value} floor {floor} {limits}" in text
-    assert {verdict.grade for verdict in results.verdicts.values()} != {0}
-    labels = Counter(verdict.label for verdict in results.verdicts.values())
+    assert {each.grade for each in results.verdicts.values()} != {0}
+    labels = Counter(each.label for each in results.verdicts.values())
     headline = text.partition("By type: ")[2].partition("Input data")[0]
     assert all(f"{label} ({n} of 4)" in headline for label, n in labels.items())
 

@@ -21,13 +21,13 @@ from bdm.evaluation.evaluate import Evaluation, evaluate
 from bdm.evaluation.space_scores import (
     SpaceStatistics,
     compare_statistics,
-    match_sections,
     morans_i,
     neighbour_graph,
     neighbour_types,
     place,
     score_space,
 )
+from bdm.evaluation.table import score_table, wide
 from bdm.model.match import known_cells
 from bdm.plotting.evaluation import space
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings
@@ -62,7 +62,12 @@ def space_scores(real: Cells, generated: Cells, *, seed: int = 0):
 
 
 def by_set(result) -> pd.DataFrame:
-    return result.scores.pivot(index="score", columns="set", values="value")
+    rows, _ = result
+    return wide(score_table(rows, ["generated"]), "score")
+
+
+def of_evaluation(evaluation) -> pd.DataFrame:
+    return wide(evaluation.scores_of("space"), "score")
 
 
 def test_moran_is_its_definition_with_row_standardised_weights():
@@ -120,9 +125,16 @@ def test_neighbour_types_are_mean_shares():
     assert shares.loc["c"].to_dict() == {"a": 0, "b": 0, "c": 1}
 
 
+def statistics_of(cells: Cells) -> SpaceStatistics:
+    return SpaceStatistics.from_cells(place(cells, np.arange(N_GENES), library_size=50))
+
+
+def compared(query: Cells, real: Cells) -> dict[str, float]:
+    return compare_statistics(statistics_of(query), statistics_of(real))[0]
+
+
 def test_cells_equal_to_real_cells_have_perfect_scores():
-    real = simulated(0)
-    table = by_set(space_scores(real, real))["generated"]
+    table = compared(real := simulated(0), real)
     for name in ("moran", "moran_within"):
         assert table[f"{name}_correlation"] == pytest.approx(1)
         assert table[f"{name}_slope"] == pytest.approx(1)
@@ -152,7 +164,7 @@ def test_shuffled_counts_within_types_lose_moran_within_types_only():
     for cell_type in ("low", "high"):
         rows = np.flatnonzero(real.cell_type == cell_type)
         index[rows] = rng.permutation(rows)
-    table = by_set(space_scores(real, replace(real, counts=real.counts[index])))["generated"]
+    table = compared(replace(real, counts=real.counts[index]), real)
     assert abs(table["moran_within_mean"]) < 0.02
     assert table["moran_within_mean_real"] > 0.1
     assert table["moran_mean"] > 0.02
@@ -165,7 +177,7 @@ def test_gene_table_has_each_detected_gene():
     counts[:, 3] = 0
     counts[:10, 3] = 1  # in 10 of 576 cells
     real = replace(real, counts=counts.tocsr())
-    result = space_scores(real, simulated(1))
+    _, result = space_scores(real, simulated(1))
     assert list(result.genes["gene"]) == [name for name in NAMES.index if name != "g3"]
     assert list(result.genes) == ["set", "gene", "moran", "moran_real", "moran_within", "moran_within_real"]
     assert result.mapped_genes == tuple(result.genes.nlargest(3, "moran_real")["gene"])
@@ -173,19 +185,28 @@ def test_gene_table_has_each_detected_gene():
     assert list(result.cells["set"].unique()) == ["floor", "generated"]
 
 
-def test_sets_are_compared_in_equal_numbers_of_cells_of_each_section():
-    real, query = (positions(np.zeros((len(names), 2)), list(names)) for names in ("aaaabb", "abbbbc"))
-    rows, real_rows = match_sections(query, real, seed=0)
-    assert sorted(query["section"].iloc[rows]) == sorted(real["section"].iloc[real_rows]) == ["a", "b", "b"]
+def test_sets_and_floor_are_compared_and_drawn_in_equal_numbers_of_cells_of_each_section():
+    real = simulated(0, n_sections=2)
+    few = simulated(1, n_sections=2)[np.r_[0:200, 576:876]]  # 200 and 300 cells
+    rows, maps = space_scores(real, few)
+    assert {row["n_cells"] for row in rows} == {488}  # a half of the first section has 288 cells
+    table = maps.cells.groupby(["set", "section"]).size().unstack()
+    assert table.loc["floor"].equals(table.loc["generated"])
+    assert table.loc["floor"].to_dict() == {"s0": 200, "s1": 288}
 
 
-def test_cells_without_common_sections_or_positions_are_not_compared(caplog):
+def test_cells_without_common_sections_or_positions_are_not_compared():
     real = simulated(0, side=10)
     elsewhere = replace(real, positions=real.positions.assign(section="new"))
     nowhere = replace(real, positions=None)
-    for pair in ((real, nowhere), (nowhere, real), (real, elsewhere)):
-        assert not len(space_scores(*pair).scores)
-    assert "Not compared in space: generated, with 0 cells in sections of real cells." in caplog.text
+    for pair, reason in (
+        ((real, nowhere), "not in this set"),
+        ((nowhere, real), "not in the real cells"),
+        ((real, elsewhere), "0 cells in sections of real cells"),
+    ):
+        [row], maps = space_scores(*pair)
+        assert row["missing"] == reason
+        assert maps is None
 
 
 def test_coordinates_that_some_real_cells_lack_are_left_out():
@@ -198,15 +219,14 @@ def test_coordinates_that_some_real_cells_lack_are_left_out():
 def test_a_type_of_few_cells_has_no_moran_of_its_own():
     real = simulated(0)
     few = replace(real, cell_type=np.where(np.arange(len(real)) < 49, "few", real.cell_type))
-    cells = place(few, np.arange(N_GENES), library_size=50)
-    statistics = SpaceStatistics.from_cells(cells)
+    statistics = statistics_of(few)
     assert set(statistics.moran_within.index) == {"low", "high"}
     assert set(statistics.neighbours.index) == {"few", "low", "high"}
 
 
 def test_cells_without_types_have_scores_over_genes_only():
     real = replace(simulated(0), cell_type=np.full(SIDE**2, "cell"))
-    table = by_set(space_scores(real, real))["generated"]
+    table = pd.Series(compared(real, real))
     assert table["moran_correlation"] == pytest.approx(1)
     assert table.filter(regex="within|neighbourhood").isna().all()
 
@@ -214,10 +234,7 @@ def test_cells_without_types_have_scores_over_genes_only():
 def test_types_in_one_set_only_are_left_out():
     real = simulated(0)
     other = replace(real, cell_type=np.where(real.cell_type == "low", "low", "other"))
-    of_real, of_other = (
-        SpaceStatistics.from_cells(place(cells, np.arange(N_GENES), library_size=50)) for cells in (real, other)
-    )
-    scores, _ = compare_statistics(of_other, of_real)
+    of_real, scores = statistics_of(real), compared(other, real)
     rows = of_real.moran_within.loc["low"]
     assert scores["moran_within_mean_real"] == pytest.approx(rows.mean())
     assert scores["neighbourhood_distance"] == pytest.approx(of_real.neighbours.loc["low", "high"])
@@ -281,9 +298,9 @@ def test_evaluation_has_scores_in_space_and_draws_them(files, bdm):
     few = ("--n-repeats", 1, "--max-cells-per-type", 10)
     assert bdm("evaluate", files / "prepared.h5ad", files / "generated.h5ad", out, *few)[0] == 0
     evaluation = Evaluation.load(out)
-    table = by_set(evaluation.space)
+    table = of_evaluation(evaluation)
     assert table.loc["moran_correlation", "generated"] > 0.95
-    assert pd.read_csv(out / "space.csv").shape == evaluation.space.scores.shape == (20, 3)
+    assert (pd.read_csv(out / "scores.csv")["kind"] == "space").sum() == len(evaluation.scores_of("space")) == 10
     assert list(pd.read_csv(out / "space_genes.csv")["gene"]) == list(NAMES.index)
     assert (out / "space.png").is_file()
     axes = space(evaluation, show=False)
@@ -312,7 +329,7 @@ def test_model_with_positions_is_evaluated_in_space(tmp_path):
     )
     model = BranchedDiffusion(cells, spatial_key="place", section_key="slide", settings=settings).fit()
     evaluation = model.evaluate(adata_test=held_out, n_repeats=1)
-    table = by_set(evaluation.space)
+    table = of_evaluation(evaluation)
     assert list(table) == ["floor", "generated"]
     assert table.loc["moran_correlation", "generated"] > 0.8
     assert table.loc["neighbourhood_distance", "generated"] < 0.05
@@ -328,6 +345,7 @@ def test_cells_without_common_genes_are_drawn(tmp_path):
     rare = replace(cells, counts=counts, cell_type=np.full(len(cells), "cell"))
     genes = GeneNames(pd.DataFrame(index=[f"g{i}" for i in range(24)]))
     result = evaluate(RealCells(rare[rows % 5 > 0], rare[rows % 5 == 0], genes), {"generated": rare})
+    assert result.space is not None
     assert not len(result.space.genes)
     result.save(tmp_path / "evaluation")
     result = Evaluation.load(tmp_path / "evaluation")

@@ -7,81 +7,118 @@ from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import PairDistances
-from bdm.evaluation.scores import SCORE_NAMES, TYPE_SCORES, mean_scores
-from bdm.evaluation.verdict import LIMITS, Grade, null_distribution, verdict
+from bdm.evaluation.scores import TYPE_SCORES, mean_scores
+from bdm.evaluation.table import JUDGED, LEVEL, MANY_CELLS, score_rows, score_table
+from bdm.evaluation.verdict import Grade, Verdict, grade, verdict
 from bdm.settings import EvaluationSettings
 
-IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
+IDEAL = {name: score.ideal for name, score in JUDGED.items()}
 MANY = 10**6
+
+
+def judge(scores: dict[str, float], floor: dict[str, float], *, n_cells: int) -> Verdict:
+    """Judge all cells of a set by its scores and the floor's."""
+    where = {"kind": "all", "group": "all", "n_cells": n_cells}
+    rows = [*score_rows(scores, **where, set="generated"), *score_rows(floor, **where, set="floor")]
+    return verdict(score_table(rows, ["generated"]))
 
 
 def worse(name: str, excess: float, *, than: dict[str, float] = IDEAL) -> dict[str, float]:
     """Scores as those given, but one that is worse by some excess."""
-    return than | {name: than[name] + (excess if LIMITS.by_score[name].higher else -excess)}
+    return than | {name: than[name] + (excess if JUDGED[name].higher else -excess)}
 
 
-@pytest.mark.parametrize("name", LIMITS.by_score)
+@pytest.mark.parametrize("name", JUDGED)
 def test_the_worst_score_decides(name):
-    limit = LIMITS.by_score[name]
-    for excess, grade in {
+    limit = JUDGED[name]
+    for excess, expected in {
         0.99 * limit.same: 0,
         1.01 * limit.same: 1,
         0.99 * limit.near: 1,
         1.01 * limit.near: 2,
     }.items():
-        found = verdict(worse(name, excess), IDEAL, n_cells=MANY)
-        assert found.grade == grade
-        assert found.worst_scores == ((SCORE_NAMES[name],) if grade else ())
+        found = judge(worse(name, excess), IDEAL, n_cells=MANY)
+        assert found.grade == expected
+        assert found.worst_scores == ((JUDGED[name].name,) if expected else ())
 
 
-@pytest.mark.parametrize("name", LIMITS.by_score)
+@pytest.mark.parametrize("name", [name for name, score in JUDGED.items() if not score.relative])
 def test_only_what_is_worse_than_the_floor_counts(name):
-    limit = LIMITS.by_score[name]
+    limit = JUDGED[name]
     poor = worse(name, 1.5 * limit.near)
-    assert verdict(poor, poor, n_cells=MANY).grade == Grade.SAME
-    assert verdict(worse(name, 1.5 * limit.same, than=poor), poor, n_cells=MANY).grade == Grade.NEAR
+    assert judge(poor, poor, n_cells=MANY).grade == Grade.SAME
+    assert judge(worse(name, 1.5 * limit.same, than=poor), poor, n_cells=MANY).grade == Grade.NEAR
     # a floor that is better than ideal is so by chance, and is no goal
     lucky = worse(name, -limit.near)
-    assert verdict(IDEAL, lucky, n_cells=MANY).grade == Grade.SAME
+    assert judge(IDEAL, lucky, n_cells=MANY).grade == Grade.SAME
 
 
 def test_few_cells_give_no_verdict():
     poor, bad = worse("relative_energy", 0.015), worse("relative_energy", 5.0)
-    grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 59, 60)}
+    grades = {n: judge(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 59, 60)}
     assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 59: Grade.SAME, 60: Grade.SAME}
-    assert verdict(IDEAL, IDEAL, n_cells=59).text == "no difference seen in few cells"
-    assert verdict(IDEAL, IDEAL, n_cells=60).text == "cannot be distinguished from real cells"
-    small = [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10, 100)]
+    assert judge(IDEAL, IDEAL, n_cells=59).text == "no difference seen in few cells"
+    assert judge(IDEAL, IDEAL, n_cells=60).text == "cannot be distinguished from real cells"
+    small = [judge(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10, 100)]
     assert small == [Grade.UNKNOWN] * 2 + [Grade.SAME, Grade.NEAR]  # chance gives as much to ten cells
-    assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
-    assert verdict(bad, IDEAL, n_cells=9).text == "too few cells to compare"
+    assert [judge(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
+    assert judge(bad, IDEAL, n_cells=9).text == "too few cells to compare"
     # chance gives such an AUC to ten cells, not to a thousand
-    assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
-    assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
+    assert judge(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
+    assert judge(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
 
 
 @pytest.mark.parametrize("name", ["relative_energy", "forest_auc", "gene_auc"])
 def test_many_cells_are_enough_to_see_a_medium_difference(name):
-    limit = LIMITS.by_score[name]
-    of_many, of_few = (null_distribution(name, {}, {}, n_cells=n) for n in (LIMITS.many_cells, LIMITS.many_cells // 2))
-    assert of_many.largest(LIMITS.level) <= 1.05 * limit.near < of_few.largest(LIMITS.level)
+    limit = JUDGED[name]
+    unknown = (np.nan, np.nan, np.nan)
+    of_many, of_few = (limit.null(n, *unknown) for n in (MANY_CELLS, MANY_CELLS // 2))
+    assert of_many.largest(LEVEL) <= 1.05 * limit.near < of_few.largest(LEVEL)
 
 
-@pytest.mark.parametrize("name", LIMITS.by_score)
+@pytest.mark.parametrize("name", JUDGED)
 def test_more_cells_never_make_the_verdict_on_the_same_scores_better(name):
-    numbers = [0, 2, 5, 7, 9, *range(10, 80, 4), 100, 1000, MANY]
-    for excess in np.linspace(0, 1.2, 31):
-        poor = worse(name, float(excess))
-        grades = [verdict(poor, IDEAL, n_cells=n).grade for n in numbers]
+    numbers, rows = [0, 2, 5, 7, 9, *range(10, 80, 4), 100, 1000, MANY], []
+    excesses = np.linspace(0, 1.2, 31)
+    for i, excess in enumerate(excesses):
+        for n in numbers:
+            where = {"kind": "type", "group": f"{i} {n}", "n_cells": n}
+            rows += score_rows({name: worse(name, excess)[name]}, **where, set="generated")
+            rows += score_rows({name: IDEAL[name]}, **where, set="floor")
+    table = score_table(rows, ["generated"])
+    by_excess = np.reshape([grade(row) for row in table.to_dict("records")], (len(excesses), len(numbers))).tolist()
+    for grades in by_excess:
         assert set(grades[:5]) == {Grade.UNKNOWN}  # whatever the scores: no verdict on 5 cells, and none on 7
         assert Grade.UNKNOWN not in grades[5:]
         assert grades[5:] == sorted(grades[5:])
 
 
 def test_scores_that_are_not_known_are_passed_over():
-    assert verdict({}, {}, n_cells=MANY).grade == Grade.UNKNOWN
-    some = {"relative_energy": 0.01, "f1": None, "forest_auc": float("nan")}
-    assert [found.score for found in verdict(some, IDEAL, n_cells=MANY).findings] == ["relative_energy"]
+    assert judge({}, {}, n_cells=MANY).grade == Grade.UNKNOWN
+    some = {"relative_energy": 0.01, "f1": float("nan"), "forest_auc": float("nan")}
+    found = judge(some, {name: IDEAL[name] for name in some}, n_cells=MANY)
+    assert [finding.score for finding in found.findings] == ["relative_energy"]
+    assert found.not_checked == "F1 of cell typing (needs two cell types); forest AUC (needs two cells)"
+
+
+def test_many_groups_share_the_probability_of_chance():
+    """An AUC that one group exceeds by chance in 0.2% of cases is no difference where there are ten groups."""
+    where = {"kind": "batch", "n_cells": 80, "score": "forest_auc"}
+    for n_groups, expected in ((1, Grade.DIFFERS), (10, Grade.SAME)):
+        groups = [f"b{i}" for i in range(n_groups)]
+        rows = [{**where, "group": group, "set": "floor", "value": 0.5} for group in groups]
+        values = dict.fromkeys(groups, 0.5) | {"b0": 0.665}
+        rows += [{**where, "group": group, "set": "generated", "value": value} for group, value in values.items()]
+        found = verdict(score_table(rows, ["generated"]))
+        assert found.grade == expected
+        assert found.worst_scores == (("forest AUC (batch b0)",) if expected else ())
+
+
+def test_limits_of_a_slope_are_shares_of_the_floor():
+    for floor in (1.0, 0.5):
+        for share, expected in ((0.85, Grade.SAME), (0.75, Grade.NEAR), (0.45, Grade.DIFFERS)):
+            found = judge({"group_slope": share * floor, "group_slope_chance": 0}, {"group_slope": floor}, n_cells=MANY)
+            assert found.grade == expected
 
 
 def thirty_components(n_cells: int, *, seed: int) -> np.ndarray:
@@ -89,7 +126,7 @@ def thirty_components(n_cells: int, *, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n_cells, 30)) / np.sqrt(np.arange(1, 31))
 
 
-def energy_scores(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def energies(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     pairs = PairDistances.between(x, y)
     return {
         "relative_energy": pairs.energy / pairs.spread,
@@ -107,7 +144,7 @@ def test_shift_along_one_of_thirty_components_is_seen_by_the_energy_distance():
     for shift in (0, 0.1, 0.6):
         x, y = thirty_components(500, seed=0), thirty_components(500, seed=1)
         x[:, 0] += shift
-        grades[shift] = verdict(energy_scores(x, y), FLOOR_OF_ENERGY, n_cells=500).grade
+        grades[shift] = judge(energies(x, y), FLOOR_OF_ENERGY, n_cells=500).grade
     assert grades == {0: Grade.SAME, 0.1: Grade.SAME, 0.6: Grade.DIFFERS}
 
 
@@ -117,7 +154,7 @@ def test_few_real_cells_are_not_further_than_chance_from_others():
         found = []
         for seed in range(200):
             x, y = (thirty_components(12, seed=2 * seed + i)[:, :n_dimensions] for i in (0, 1))
-            found.append(verdict(energy_scores(x, y), FLOOR_OF_ENERGY, n_cells=12).grade)
+            found.append(judge(energies(x, y), FLOOR_OF_ENERGY, n_cells=12).grade)
         assert 0 < np.mean(np.array(found) == Grade.DIFFERS) < 0.1
 
 
@@ -133,20 +170,20 @@ def test_types_of_few_cells_hardly_decide_on_all_cells():
     """They are compared as surely as their number of cells allows; many cells weigh as they are."""
     few = {f"type {k}": (n, 0.6 / n) for k, n in enumerate([6, 9, 11, 14])}
     scores = average({"common": (48, 0.005), **few})
-    assert scores["energy"] > LIMITS.relative_energy.near > scores["relative_energy"]
-    assert verdict(scores, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.SAME
+    assert scores["energy"] > JUDGED["relative_energy"].near > scores["relative_energy"]
+    assert judge(scores, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.SAME
     worse = average({"common": (48, 0.05), **few})
-    assert verdict(worse, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.DIFFERS
+    assert judge(worse, FLOOR_OF_ENERGY, n_cells=88).grade == Grade.DIFFERS
     rare = average({"common": (48, 0.005), **few, "wrong": (14, 1.0)})
-    assert verdict(rare, FLOOR_OF_ENERGY, n_cells=102).grade == Grade.DIFFERS
+    assert judge(rare, FLOOR_OF_ENERGY, n_cells=102).grade == Grade.DIFFERS
     assert average({"a": (60, 0.02), "b": (180, 0.04)})["relative_energy"] == pytest.approx(0.035)
 
 
 def test_verdict_prints_as_words_and_scores():
-    shown = repr(verdict(worse("forest_auc", 0.1), IDEAL, n_cells=MANY))
+    shown = repr(judge(worse("forest_auc", 0.1), IDEAL, n_cells=MANY))
     assert shown.startswith("nearly like real cells; small differences in forest AUC\n")
     assert ["forest", "AUC", "0.600", "0.500", "0.560", "0.640"] in [line.split() for line in shown.splitlines()]
-    assert repr(verdict({}, {}, n_cells=5)) == "too few cells to compare"
+    assert repr(judge({}, {}, n_cells=5)) == "too few cells to compare"
 
 
 @pytest.mark.slow

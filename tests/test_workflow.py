@@ -355,7 +355,7 @@ def test_extended_model_has_all_results(finished):
     results = finished / "results"
     of_extended = results / "pbmc68k+more"
     assert pd.read_csv(of_extended / "extension/extensions.csv")["cell_type"].tolist() == ["CD34+"]
-    assert "CD34+" in set(pd.read_csv(of_extended / "evaluation/by_type.csv")["cell_type"])
+    assert "CD34+" in set(pd.read_csv(of_extended / "evaluation/scores.csv")["group"])
     assert '<section id="added">' in (of_extended / "report.html").read_text()
     old, new = (ad.read_h5ad(results / name / "generated.h5ad") for name in ["pbmc68k", "pbmc68k+more"])
     kept = new[new.obs["cell_type"].isin(old.obs["cell_type"].unique())]
@@ -398,8 +398,9 @@ def test_cells_with_proteins_and_peaks_have_a_report(warm, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     results = tmp_path / "results/blood"
     assert set(pd.read_csv(results / "interpretation/branch_genes.csv")["modality"]) == {"rna", "prot", "atac"}
-    assert set(pd.read_csv(results / "transmutation/b_to_nk/scores.csv")["modality"]) == {"rna", "prot", "atac"}
-    assert "prot" in set(pd.read_csv(results / "evaluation/modalities.csv")["modality"])
+    groups = set(pd.read_csv(results / "transmutation/b_to_nk/scores.csv")["group"])
+    assert {name.rpartition(", ")[2] for name in groups if ", " in name} == {"prot", "atac"}
+    assert "prot" in set(pd.read_csv(results / "evaluation/scores.csv")["group"])
     assert block_sizes(ad.read_h5ad(results / "transmuted/b_to_nk.h5ad").var) == (100, 6, 30)
     assert (results / "card.md").read_text().count("| genes | 100 |\n| proteins | 6 |\n| peaks | 30 |") == 2
     page = (results / "report.html").read_text()

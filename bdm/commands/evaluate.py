@@ -46,7 +46,7 @@ def evaluate(
     """
     from bdm.data.cell_sets import read_generated, read_real_cells
     from bdm.data.cells import GENERATED
-    from bdm.evaluation.evaluate import evaluate, score_table, verdict_lines
+    from bdm.evaluation.evaluate import evaluate, score_text, verdict_lines
     from bdm.model.match import population_assigner, read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.pl import write_result
@@ -61,7 +61,7 @@ def evaluate(
     sets = {name: read_generated(file, real, keys, on_disk=True) for name, file in files.items()}
     evaluation = evaluate(real, sets, settings, populations=populations, seed=seed)
     write_result(out, evaluation, checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model))
-    logger.info(score_table(evaluation.overall))
+    logger.info(score_text(evaluation.overall))
     return Summary({name: "\n".join(verdict_lines(evaluation, name)) for name in sets})
 
 

@@ -66,4 +66,4 @@ def evaluate_transmuted(
     evaluation = replace(evaluation, provenance=evaluation.provenance | {"transmuted": records})
     write_result(out, evaluation, checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model))
     logger.info(repr(evaluation))
-    return Summary()
+    return Summary({name: evaluation.verdict(name).text for name in sets})

@@ -40,6 +40,7 @@ class TypedCells(ABC):
 
     cell_type: np.ndarray  # of each cell
     batch: np.ndarray | None  # None if unknown
+    donor: np.ndarray | None  # None if unknown
     covariates: pd.DataFrame | None  # cells x covariates
     positions: pd.DataFrame | None  # see :func:`bdm.data.space.position_table`
 
@@ -75,20 +76,22 @@ class Cells(TypedCells):
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
     modalities: tuple[Modality, ...] = ()  # empty for RNA alone
     positions: pd.DataFrame | None = None  # see :func:`bdm.data.space.position_table`
+    donor: np.ndarray | None = None  # None if unknown
 
     @classmethod
     def from_anndata(cls, adata: AnnData, covariates: Sequence[str] = ()) -> Cells:
         """Read counts from ``X``, any positions from ``obsm``, types and other columns from ``obs``."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
-        cell_type, batch = adata.obs["cell_type"].to_numpy(dtype=str), read_batch(adata.obs)
+        cell_type, batch, donor = adata.obs["cell_type"].to_numpy(dtype=str), *read_groups(adata.obs)
         values, modalities = covariates_in(adata.obs, covariates), modalities_if_several(adata.var)
-        return cls(counts, cell_type, batch, None, values, modalities, position_table(adata))
+        return cls(counts, cell_type, batch, None, values, modalities, position_table(adata), donor)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
-        batch, population = (None if column is None else column[index] for column in (self.batch, self.population))
+        columns = (self.batch, self.population, self.donor)
+        batch, population, donor = (None if column is None else column[index] for column in columns)
         covariates, positions = select_rows(self.covariates, index), select_rows(self.positions, index)
         counts, cell_type = self.counts[index], self.cell_type[index]
-        return Cells(counts, cell_type, batch, population, covariates, self.modalities, positions)
+        return Cells(counts, cell_type, batch, population, covariates, self.modalities, positions, donor)
 
     def of_modality(self, modality: Modality) -> Cells:
         """Select the features of a modality."""
@@ -148,6 +151,7 @@ class StoredCells(TypedCells):
     place: str = "X"  # slot of the raw counts, for messages
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
     positions: pd.DataFrame | None = None  # see :func:`bdm.data.space.position_table`
+    donor: np.ndarray | None = None  # None if unknown
 
     @classmethod
     def from_anndata(
@@ -163,18 +167,19 @@ class StoredCells(TypedCells):
         """Read types and any batches, covariates and positions of the cells ``rows``."""
         obs, positions = adata.obs.iloc[rows], select_rows(position_table(adata, position_keys), rows)
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
-        return cls(path, adata, rows, genes, cell_type, read_batch(obs), place, values, positions)
+        batch, donor = read_groups(obs)
+        return cls(path, adata, rows, genes, cell_type, batch, place, values, positions, donor)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
         for start in range(0, max(len(rows), 1), BLOCK):
             block = take_cells(self.adata, rows[start : start + BLOCK])
             parts.append(sparse.csr_matrix(checked_counts(block, self.path, self.place)[:, self.genes].X))
-        batch = None if self.batch is None else self.batch[index]
+        batch, donor = (None if column is None else column[index] for column in (self.batch, self.donor))
         covariates, positions = select_rows(self.covariates, index), select_rows(self.positions, index)
         counts, cell_type = sparse.vstack(parts, format="csr"), self.cell_type[index]
         modalities = modalities_if_several(self.adata.var.loc[self.genes])
-        return Cells(counts, cell_type, batch, None, covariates, modalities, positions)
+        return Cells(counts, cell_type, batch, None, covariates, modalities, positions, donor)
 
     def of_modality(self, modality: Modality) -> StoredCells:
         """Select the features of a modality."""
@@ -219,9 +224,10 @@ def modalities_if_several(var: pd.DataFrame) -> tuple[Modality, ...]:
     return tuple(modalities_of(var)) if has_modalities(var) else ()
 
 
-def read_batch(obs: pd.DataFrame) -> np.ndarray | None:
-    """Return the batch of each cell, or None without a column ``batch``."""
-    return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
+def read_groups(obs: pd.DataFrame) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the batch and the donor of each cell; None without a column ``batch`` or ``donor``."""
+    batch, donor = (obs[name].to_numpy(dtype=str) if name in obs else None for name in ("batch", "donor"))
+    return batch, donor
 
 
 def covariates_in(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:

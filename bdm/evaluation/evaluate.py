@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populat
 from bdm.data.gene_tests import marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
+from bdm.evaluation.group_scores import score_groups
 from bdm.evaluation.metrics import (
     QueryCells,
     compare_with_training,
@@ -39,15 +39,9 @@ from bdm.evaluation.resamples import (
     sample_at_most,
     with_progress,
 )
-from bdm.evaluation.scores import (
-    GROUP_SCORES,
-    Reference,
-    Scores,
-    expression_along,
-    score_bins,
-    score_cells,
-)
-from bdm.evaluation.space_scores import SpaceScores, score_space
+from bdm.evaluation.scores import Reference, expression_along, score_cells
+from bdm.evaluation.space_scores import SpaceMaps, score_space
+from bdm.evaluation.table import ALL, EVERY, KINDS, TYPE, Row, score_rows, score_table, wide
 from bdm.evaluation.verdict import Verdict, verdict
 from bdm.settings import EvaluationSettings
 
@@ -65,20 +59,14 @@ class Evaluation(Result):
 
     Attributes
     ----------
-    overall
-        Scores x sets, see :func:`bdm.evaluation.scores.score_all`. There are four more rows: ``f1_ratio``, F1 divided
-        by the F1 of the floor; ``memorisation``, the share of cells nearer to training than to test cells (0.5 without
-        memorisation); ``memorisation_chance``, its standard deviation; and ``outlying_counts``, the number of counts
-        per 1,000 cells that are ten or more, and more than twice the gene's largest count in training cells. Its floor
-        is test cells, because training cells have none.
-    by_type
-        (set, cell_type) x scores, for types with at least two test cells.
-    by_population
-        A row per sub-population and set: ``cell_type``, ``sub_population``, ``set``, ``n_cells``, ``n_test``, and
-        scores. Empty if no model assigns sub-populations.
-    by_covariate
-        A row per ``covariate``, bin of its values (``low`` to ``high``) and set: ``n_cells``, ``n_test``, ``energy``
-        and ``relative_energy``, see :func:`bdm.evaluation.scores.score_bins`. Empty without covariates.
+    scores
+        Table of scores: a row for each ``score`` (see :data:`bdm.evaluation.table.SCORES` and
+        :func:`bdm.evaluation.scores.score_all`) of each ``group`` of cells and ``set``. The ``kind`` of a group is
+        ``all`` cells, ``type``, ``sub_population``, ``covariate`` (bins of values), ``modality``, ``batch``, ``donor``,
+        ``section``, or cells in ``space``. ``value`` is the score, ``floor`` the score of as many training cells. Cells
+        are worse than real ones beyond ``first_limit``, and much worse beyond ``second_limit``; NaN for scores that are
+        not judged. ``error`` is a standard error, ``n_cells`` the number of compared cells, and ``missing`` says why
+        there is no value.
     along
         Expression of genes in bins of covariates, see :func:`bdm.evaluation.scores.expression_along`.
     n_cells
@@ -98,19 +86,13 @@ class Evaluation(Result):
     compute_embedding
         Function that computes :attr:`embedding` once, and caches it.
     space
-        Scores in space, and Moran's I of genes, as :class:`bdm.evaluation.space_scores.SpaceScores`. Empty if real or
-        generated cells have no positions.
-    modalities
-        (modality, score) x sets, see :func:`~bdm.evaluation.modality_scores.modality_scores`; None for RNA alone. Other
-        scores use RNA only, and the UMAP uses all modalities.
+        Moran's I of genes, and cells to draw, as :class:`bdm.evaluation.space_scores.SpaceMaps`; None without
+        positions of real and generated cells.
     """
 
     kind = "evaluation"
 
-    overall: pd.DataFrame
-    by_type: pd.DataFrame
-    by_population: pd.DataFrame
-    by_covariate: pd.DataFrame
+    scores: pd.DataFrame
     along: pd.DataFrame
     n_cells: pd.DataFrame
     n_compared: pd.DataFrame
@@ -119,14 +101,15 @@ class Evaluation(Result):
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
     compute_embedding: Callable[[], pd.DataFrame]
-    space: SpaceScores
-    modalities: pd.DataFrame | None = None
+    space: SpaceMaps | None = None
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
-        verdicts = [f"{name}: {self.verdict(name).text}" for name in self.sets if name != FLOOR]
-        title = f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}"
-        return "\n".join([title, *verdicts, score_table(self.overall)])
+        verdicts = {name: self.verdict(name) for name in self.sets if name != FLOOR}
+        lines = [f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}"]
+        lines += [f"{name}: {each.text}" for name, each in verdicts.items()]
+        lines += not_checked_lines(verdicts)
+        return "\n".join([*lines, score_text(self.overall)])
 
     @property
     def embedding(self) -> pd.DataFrame:
@@ -139,11 +122,27 @@ class Evaluation(Result):
     @property
     def sets(self) -> list[str]:
         """Names of the sets, the floor first."""
-        return list(self.overall)
+        return list(self.n_compared.columns.drop("test"))
+
+    def scores_of(self, *kinds: str) -> pd.DataFrame:
+        """Rows of :attr:`scores` of groups of these kinds."""
+        return self.scores[self.scores["kind"].isin(kinds)]
+
+    @property
+    def overall(self) -> pd.DataFrame:
+        """Scores of all cells, scores x sets; the first is the floor."""
+        return wide(self.scores_of(ALL), "score")
+
+    @property
+    def by_type(self) -> pd.DataFrame:
+        """Scores of each type, (set, cell_type) x scores; the first set is the floor."""
+        table = wide(self.scores_of(TYPE), "score", "group").stack(future_stack=True).unstack("score")
+        return table.swaplevel().loc[self.sets].rename_axis(["set", "cell_type"]).rename_axis(columns=None)
 
     def verdict(self, name: str = GENERATED) -> Verdict:
-        """Compare all scores of a set with the floor, in words."""
-        return verdict(self.overall[name], self.overall[FLOOR], n_cells=int(self.n_matched(name).sum()))
+        """Compare a set with the floor, in words: all its cells, and groups of :data:`bdm.evaluation.table.KINDS`."""
+        table = self.scores_of(*KINDS)
+        return verdict(table[table["set"] == name])
 
     def verdicts_by_type(self, name: str = GENERATED) -> dict[str, Verdict]:
         """Compare the scores of each cell type with the floor, in words.
@@ -152,32 +151,16 @@ class Evaluation(Result):
         """
         if len(self.n_cells) == 1:
             return {str(cell_type): self.verdict(name) for cell_type in self.n_cells.index}
-        scores = {key: dict(row) for key, row in self.by_type.iterrows()}
-        return {
-            cell_type: verdict(*(scores.get((key, cell_type), {}) for key in (name, FLOOR)), n_cells=int(n_cells))
-            for cell_type, n_cells in self.n_matched(name).items()
-        }
-
-    def n_matched(self, name: str) -> pd.Series:
-        """Return the number of compared cells per type, limited by test cells."""
-        return np.minimum(self.n_compared[name], self.n_compared["test"])
+        table = self.scores_of(TYPE)
+        by_type = dict(iter(table[table["set"] == name].groupby("group")))
+        return {cell_type: verdict(by_type.get(cell_type, table[:0])) for cell_type in self.n_cells.index}
 
     def _write_tables(self, folder: Path) -> None:
-        write_table(self.overall, folder / "overall.csv", index="metric")
+        write_table(self.scores, folder / "scores.csv")
         write_table(self.n_cells.join(self.n_compared.add_prefix("compared_")), folder / "n_cells.csv", index=True)
-        tables = {
-            "by_type": score_rows(self),
-            "by_population": self.by_population,
-            "by_covariate": self.by_covariate,
-        }
-        for name, table in tables.items():
-            write_table(table, folder / f"{name}.csv")
-        empty = pd.DataFrame(columns=["modality", "score", *self.overall])  # for RNA alone
-        modalities = empty if self.modalities is None else self.modalities.reset_index()
-        write_table(modalities, folder / "modalities.csv", digits=4)
-        write_table(self.space.scores, folder / "space.csv", digits=4)
-        write_table(self.space.genes, folder / "space_genes.csv", digits=4)
         write_table(self.gene_statistics, folder / "genes.csv", digits=4)
+        if self.space is not None:
+            write_table(self.space.genes, folder / "space_genes.csv", digits=4)
 
 
 @using_threads()
@@ -205,32 +188,33 @@ def evaluate(
         encoded = (resample.with_populations(populations) for resample in resamples)
         resamples = list(progress(encoded, total=len(resamples), doing="finding sub-populations", unit="resample"))
     last = resamples[-1]
-    compared = {"test": last.test, **last.query}
+    compared = {"test": last.test, **{name: last.query[name] for name in (FLOOR, *generated)}}
     most = size_limits.umap // len(compared)
     umap_cells = {name: sample_at_most(cells, most=most, seed=last.seed) for name, cells in compared.items()}
     marker_cells = sample_at_most(test, most=size_limits.markers, seed=seed)
-    var, modalities = real.names.var, None
+    var, rows, modality_rows = real.names.var, list[Row](), list[Row]()
     if has_modalities(var):  # all scores below are of RNA only
-        modalities = modality_scores(resamples, var, most=size_limits.gene_auc)
+        modality_rows = list(modality_scores(resamples, var, most=size_limits.gene_auc))
         rna = modalities_of(var)[0]
         real, marker_cells = real.of_modality(rna), marker_cells.of_modality(rna)
         resamples = [resample.of_modality(rna) for resample in resamples]
+        compared = {name: cells.of_modality(rna) for name, cells in compared.items()}
         generated = {name: cells.of_modality(rna) for name, cells in generated.items()}
     training, test, last = real.training, real.test, resamples[-1]
     markers, pair_genes = marker_genes(marker_cells), variable_genes(marker_cells)
 
-    scores = defaultdict(list)
     for resample, name, cells in with_progress(resamples, doing="scoring"):
         reference = Reference(resample.test, markers, pair_genes, size_limits)
-        scores[name].append(score_cells(cells, reference, seed=resample.seed))
-    matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
+        rows += score_cells(cells, reference, name, seed=resample.seed)
+    rows += compare_all_with_training(resamples, training, pairs=size_limits.pairs)
+    rows += modality_rows
+    rows += score_groups(real, generated, most=size_limits.grouped, seed=seed)
+    space_rows, space = score_space(real, generated, most=size_limits.space, seed=seed)
+    matched = {name: match(last.query[name], last.test, seed=last.seed) for name in (FLOOR, *generated)}
     n_cells = count_cells({"test": test, "train": training, **generated})
     return Evaluation(
-        overall=overall_table(scores, compare_all_with_training(resamples, training, pairs=size_limits.pairs)),
-        by_type=by_type_table(scores),
-        by_population=by_population_table(scores),
-        by_covariate=score_bins(resamples, test),
-        along=expression_along(last.query, last.test, real.genes),
+        scores=score_table([*rows, *space_rows], list(generated)),
+        along=expression_along(compared, real.genes),
         n_cells=n_cells,
         n_compared=count_cells(compared, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
@@ -238,51 +222,21 @@ def evaluate(
         fold_changes=fold_change_table(matched, markers, real.genes),
         provenance=provenance(seed=seed, settings=asdict(settings)),
         compute_embedding=cache(partial(joint_umap, umap_cells, var, seed=last.seed)),
-        modalities=modalities,
-        space=score_space(real, generated, most=size_limits.space, seed=seed),
+        space=space,
     )
 
 
-def compare_all_with_training(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
-    """Compare each set with training cells, averaged over resamples."""
+def compare_all_with_training(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> Iterator[Row]:
+    """Compare each set of each resample with training cells."""
     most, names, queries = max(pairs // len(training), MIN_QUERY_CELLS), [], []
     for resample in resamples:
         for name, cells in resample.query.items():
-            training_rows = resample.floor_rows if name == FLOOR else np.empty(0, dtype=int)
+            training_rows = resample.floor_rows.get(name, np.empty(0, dtype=int))
             names.append(name)
             queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
-    return compare_with_training(queries, training).groupby(names, sort=False).mean()
-
-
-def overall_table(scores: dict[str, list[Scores]], with_training: pd.DataFrame) -> pd.DataFrame:
-    """Average overall scores over resamples, with F1 ratio and comparison with training cells after F1."""
-    table = pd.DataFrame(
-        {name: pd.DataFrame([repeat.overall for repeat in repeats]).mean() for name, repeats in scores.items()}
-    )
-    inserted = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), with_training], axis=1).T
-    position = table.index.get_loc("f1") + 1
-    return pd.concat([table[:position], inserted[table.columns], table[position:]])
-
-
-def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
-    """Average the scores of each type over resamples."""
-    tables = {name: pd.concat([repeat.by_type for repeat in repeats]) for name, repeats in scores.items()}
-    return pd.concat(tables, names=["set", "cell_type"]).groupby(["set", "cell_type"], sort=False).mean()
-
-
-def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
-    """Average the scores of each sub-population over resamples; empty if unknown."""
-    numbers, keys = ["n_cells", "n_test"], ["cell_type", "sub_population", "set"]
-    tables = [
-        repeat.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(repeats))
-        for name, repeats in scores.items()
-        for repeat in repeats
-    ]
-    grouped = pd.concat([table for table in tables if len(table)] or tables[:1]).groupby(keys, sort=False)
-    table = grouped.mean()
-    table[numbers] = grouped[numbers].sum().div(table["n_resamples"], axis=0)  # 0 in resamples without such cells
-    columns = [*keys, *numbers, *GROUP_SCORES]
-    return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
+    table = compare_with_training(queries, training)
+    for name, query, scores in zip(names, queries, table.to_dict("records"), strict=True):
+        yield from score_rows(scores, kind=ALL, group=EVERY, set=name, n_cells=len(query.coordinates))
 
 
 def count_cells(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
@@ -328,31 +282,26 @@ def fold_change_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def score_rows(evaluation: Evaluation) -> pd.DataFrame:
-    """Tabulate the scores of each type and set; NaN if not compared."""
-    index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.sets], names=["cell_type", "set"])
-    scores = evaluation.by_type.swaplevel().reindex(index)
-    numbers = evaluation.n_cells[["test", "train"]].add_prefix("n_")
-    rows = scores.reset_index().join(numbers, on="cell_type")
-    return rows[["cell_type", *numbers, "set", *scores]]
-
-
 # ---- in words
 
 
-def score_table(overall: pd.DataFrame) -> str:
-    """Format overall scores for printing, without their null deviation and skewness."""
-    is_null = overall.index.str.endswith(("_chance", "_skewness"))
-    return str(overall[~is_null].dropna(how="all").to_string(float_format="{:.3f}".format))
+def score_text(overall: pd.DataFrame) -> str:
+    """Format overall scores for printing."""
+    return str(overall.dropna(how="all").rename_axis(None).to_string(float_format="{:.3f}".format))
+
+
+def not_checked_lines(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Say in one line what was not checked; a line for each set where they differ."""
+    reasons = {name: each.not_checked for name, each in verdicts.items() if each.not_checked}
+    if len(set(reasons.values())) == 1 and len(reasons) == len(verdicts):
+        reasons = {"": next(iter(reasons.values()))}
+    return [f"Not checked{f' in {name}' if name else ''}: {reason}." for name, reason in reasons.items()]
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
-    """Describe a set: verdict, AUC by modality, and its types by verdict, best first."""
-    verdicts = evaluation.verdicts_by_type(name)
-    lines = [evaluation.verdict(name).text]
-    if evaluation.modalities is not None:
-        aucs = evaluation.modalities.xs("forest_auc", level="score")
-        lines += [f"{key}: forest AUC {row[name]:.2f} (real cells {row[FLOOR]:.2f})" for key, row in aucs.iterrows()]
+    """Describe a set: verdict, what was not checked, and types by verdict, best first."""
+    of_all, verdicts = evaluation.verdict(name), evaluation.verdicts_by_type(name)
+    lines = [of_all.text, *([f"not checked: {of_all.not_checked}"] if of_all.not_checked else [])]
     if len(verdicts) == 1:
         return lines
     for label in dict.fromkeys(each.label for each in sorted(verdicts.values(), key=lambda each: each.grade)):

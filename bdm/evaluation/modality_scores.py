@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -20,34 +20,31 @@ from bdm.data.modalities import RNA, Modality, has_modalities, modalities_of
 from bdm.evaluation.metrics import cross_validated_probabilities, fitted_pca, forest, linear_classifier
 from bdm.evaluation.resamples import ResampledCells, match, sample_at_most, with_progress
 from bdm.evaluation.scores import auc
+from bdm.evaluation.table import EVERY, MODALITY, Row, score_rows
 
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
-ALL = "all"  # all modalities together
 N_COMPONENTS = 30  # per modality
 N_FEATURES, N_RELATED = 200, 50  # features to correlate with genes, and most related genes per feature
+INDEPENDENT = 1 / 20  # effective share of independent correlations, as related genes covary
 
 
-def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, most: int) -> pd.DataFrame:
-    """Score each modality, and all together, averaged over resamples.
-
-    Returns (modality, score) x sets:
+def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, most: int) -> Iterator[Row]:
+    """Score each modality, and all together, in each resample.
 
     - ``forest_auc``: AUC of a random forest on the components of a modality; ``all`` has all components. Components are
       principal components of log1p(CP10k) for genes and of log1p counts for proteins, and latent semantic indexing for
       peaks;
     - ``feature_auc``: AUC of logistic regression on all features;
-    - ``gene_correlation``, ``gene_slope``: agreement of the correlations between features and genes with test cells, as
-      Pearson correlation and slope. Features are the 200 most frequent proteins or peaks; genes are the 50 most related
-      to each feature in test cells, and the gene with its name.
+    - ``feature_correlation``, ``feature_slope``: agreement of the correlations between features and genes with test
+      cells, as Pearson correlation and slope. Features are the 200 most frequent proteins or peaks; genes are the 50
+      most related to each feature in test cells, and the gene with its name.
     """
-    modalities, rows = modalities_of(var), []
+    modalities = modalities_of(var)
     for resample, name, cells in with_progress(resamples, doing="scoring modalities"):
         query, test = match(cells, resample.test, seed=resample.seed)
         query, test = (sample_at_most(cells, most=most, seed=resample.seed) for cells in (query, test))
-        scores = score_pair(query, test, modalities, var, seed=resample.seed)
-        rows += [{"modality": key, "score": score, "set": name, "value": x} for (key, score), x in scores.items()]
-    table = pd.DataFrame(rows).groupby(["modality", "score", "set"], sort=False)["value"].mean().unstack("set")
-    return table[list(resamples[0].query)]
+        for group, scores in score_pair(query, test, modalities, var, seed=resample.seed).items():
+            yield from score_rows(scores, kind=MODALITY, group=group, set=name, n_cells=len(query))
 
 
 @using_threads()
@@ -71,20 +68,25 @@ def joint_umap(sets: Mapping[str, Cells], var: pd.DataFrame, *, seed: int) -> pd
 
 def score_pair(
     query: Cells, test: Cells, modalities: Sequence[Modality], var: pd.DataFrame, *, seed: int
-) -> dict[tuple[str, str], float]:
-    """Score query cells against as many test cells."""
+) -> dict[str, dict[str, float]]:
+    """Score query cells against as many test cells, by modality."""
     scores, components = {}, []
     counts = sparse.vstack([query.counts, test.counts], format="csr")
     for modality in modalities:
         values = transform_counts(counts[:, modality.features], modality)
         components.append(compute_components(values, seed=seed))
-        scores[modality.name, "forest_auc"] = compute_auc(forest(seed=seed), components[-1], len(query), seed=seed)
-        scores[modality.name, "feature_auc"] = compute_auc(linear_classifier(), values, len(query), seed=seed)
+        scores[modality.name] = {
+            "forest_auc": compute_auc(forest(seed=seed), components[-1], len(query), seed=seed),
+            "feature_auc": compute_auc(linear_classifier(), values, len(query), seed=seed),
+        }
         if modality.kind != RNA:
             agreement = compare_gene_correlations(query, test, modalities[0], modality, var)
-            scores[modality.name, "gene_correlation"] = agreement.correlation
-            scores[modality.name, "gene_slope"] = agreement.slope
-    scores[ALL, "forest_auc"] = compute_auc(forest(seed=seed), np.hstack(components), len(query), seed=seed)
+            scores[modality.name] |= {
+                "feature_correlation": agreement.correlation,
+                "feature_correlation_chance": agreement.correlation_chance(independent=INDEPENDENT),
+                "feature_slope": agreement.slope,
+            }
+    scores[EVERY] = {"forest_auc": compute_auc(forest(seed=seed), np.hstack(components), len(query), seed=seed)}
     return scores
 
 

@@ -23,6 +23,7 @@ from bdm.data.cells import (
 )
 from bdm.data.filters import capped
 from bdm.data.modalities import Modality
+from bdm.evaluation.table import floor_of
 from bdm.settings import EvaluationSettings
 
 
@@ -37,6 +38,7 @@ class SizeLimits:
     pairs: int = 2_000_000_000  # query cells x training cells, for memorisation
     markers: int = 50_000  # test cells for choosing marker genes and variable genes
     umap: int = 4_000  # over all sets
+    grouped: int = 1_000  # per set and batch, donor or section
     space: int = 100_000  # real cells, for scores in space
 
 
@@ -48,8 +50,8 @@ class ResampledCells:
     """Cells of one resample, in memory."""
 
     test: Cells
-    query: dict[str, Cells]  # floor and generated sets; at most as many cells per type as test cells
-    floor_rows: np.ndarray  # indices of the floor cells in the training cells
+    query: dict[str, Cells]  # generated sets and floors; at most as many cells per type as test cells
+    floor_rows: dict[str, np.ndarray]  # indices of the floor cells in the training cells
     seed: int
 
     def of_modality(self, modality: Modality) -> ResampledCells:
@@ -86,10 +88,15 @@ def draw_resamples(
     """Draw the resamples of an evaluation; each set is read only once.
 
     With many test cells, fewer resamples than ``settings.n_repeats`` suffice. Types with a single test cell are left
-    out. The floor has at most half of the training cells of a type.
+    out. The floor has as many cells of each type as test cells, at most half of the training cells of a type. A set
+    with fewer cells has a floor of its own, with as many cells.
     """
     n_test = real.test.n_by_type
     n_test = n_test[n_test >= MIN_CELLS_OF_TYPE].clip(upper=settings.max_cells_per_type)
+    n_floor = real.training.n_by_type // 2
+    n_test = n_test.where(
+        n_floor.reindex(n_test.index, fill_value=0) < MIN_CELLS_OF_TYPE, smaller_numbers(n_floor, n_test)
+    )
     n_test = capped(n_test, most=size_limits.compared, fewest=MIN_CELLS_FOR_MEANS)
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / n_test.sum()))
     seeds = np.random.default_rng(seed).integers(2**31, size=n_repeats).tolist()  # valid for scikit-learn
@@ -98,13 +105,23 @@ def draw_resamples(
         numbers = smaller_numbers(available, n_test)
         return [sample_by_type(cells, numbers, seed=seed) for seed in seeds]
 
-    floor_rows = sample_rows(real.training, real.training.n_by_type // 2)
-    query = {FLOOR: take_samples(real.training, floor_rows)}
+    floor_rows = {FLOOR: sample_rows(real.training, n_floor)}
+    for name, cells in generated.items():
+        n_matched = smaller_numbers(cells.n_by_type, n_test)
+        if (n_matched < smaller_numbers(n_floor, n_test)).any():
+            floor_rows[floor_of(name)] = sample_rows(real.training, smaller_numbers(n_floor, n_matched))
+    samples = take_samples(real.training, [rows for repeats in floor_rows.values() for rows in repeats])
+    query = {name: samples[i * n_repeats : (i + 1) * n_repeats] for i, name in enumerate(floor_rows)}
     for name, cells in generated.items():
         query[name] = take_samples(cells, sample_rows(cells, cells.n_by_type))
     test = take_samples(real.test, sample_rows(real.test, n_test))
     return [
-        ResampledCells(test[i], {name: cells[i] for name, cells in query.items()}, floor_rows[i], seed)
+        ResampledCells(
+            test[i],
+            {name: cells[i] for name, cells in query.items()},
+            {name: rows[i] for name, rows in floor_rows.items()},
+            seed,
+        )
         for i, seed in enumerate(seeds)
     ]
 

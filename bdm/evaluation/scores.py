@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,32 +24,14 @@ from bdm.evaluation.metrics import (
     marker_fold_changes,
     variance_ratios,
 )
-from bdm.evaluation.resamples import ResampledCells, SizeLimits, match, sample_at_most
+from bdm.evaluation.resamples import SizeLimits, match, sample_at_most
+from bdm.evaluation.table import ALL, EVERY, MANY_CELLS, POPULATION, TYPE, Row, score_rows
 
 # Effective share of independent fold changes among the markers of one type and of all types, measured on real cells
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4  # related types share markers
 
-MANY_CELLS = 60  # test cells of a type; with fewer, the relative energy distance is mostly noise
 N_PAIRED_GENES = 150  # highest genes of a type, for gene-gene correlations
 MIN_CELLS_FOR_PAIRS = 150  # with fewer, gene-gene correlations are mostly noise
-
-SCORE_NAMES = {  # in figures, reports and verdicts
-    "energy": "energy distance",
-    "relative_energy": "relative energy distance",
-    "mmd": "MMD²",
-    "forest_auc": "forest AUC",
-    "gene_auc": "gene AUC",
-    "slope": "slope of log fold changes",
-    "fold_change_correlation": "correlation of log fold changes",
-    "f1": "F1 of cell typing",
-    "memorisation": "memorisation",
-    "outlying_counts": "outlying counts per 1,000 cells",
-    "pair_correlation": "r of gene-gene correlations",
-    "gene_correlation": "r of gene-gene correlations within types",
-    "variance_ratio": "variance ratio of counts",
-    "library_size_ks": "KS of library sizes",
-}
-SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
 
 # Scores of one type or sub-population against its test cells; NaN for too few cells. `_error` is a standard error;
 # `_chance` and `_skewness` describe the null distribution. The relative energy distance is divided by the mean distance
@@ -62,17 +42,9 @@ GROUP_SCORES = (
 )
 TYPE_SCORES = (
     *(*GROUP_SCORES, "slope", "fold_change_correlation", "fold_change_correlation_chance"),
-    *("f1", "gene_correlation", "variance_ratio"),
+    *("f1", "f1_chance", "gene_correlation", "variance_ratio"),
 )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one set of query cells."""
-
-    overall: dict[str, float]  # by name, see score_all
-    by_type: pd.DataFrame  # cell types x TYPE_SCORES
-    by_population: pd.DataFrame  # sub-populations x cell_type, n_cells, n_test and GROUP_SCORES
+F1_VARIANCE = 0.35**2  # of the F1 of one cell, in real cells of types that are easy to tell apart
 
 
 @dataclass(frozen=True)
@@ -126,13 +98,21 @@ class Comparison:
         return classifier_f1(self.query, self.reference.test)
 
 
-def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
-    """Score query cells against equal numbers of test cells per type."""
+def score_cells(query: Cells, reference: Reference, name: str, *, seed: int = 0) -> Iterator[Row]:
+    """Yield the scores of the set ``name`` against equal numbers of test cells per type: all, by type and population.
+
+    A sub-population also has its shares of the type's cells.
+    """
     comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
-    rows = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}  # the types of test cells
-    by_type = pd.DataFrame.from_dict(rows, orient="index", columns=TYPE_SCORES, dtype=float)
-    overall = score_all(comparison, mean_scores(by_type, reference.test))
-    return Scores(overall, by_type, score_populations(comparison))
+    n_by_type = comparison.query.n_by_type
+    by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}  # the types of test cells
+    table = pd.DataFrame.from_dict(by_type, orient="index", columns=TYPE_SCORES, dtype=float)
+    overall = score_all(comparison, mean_scores(table, reference.test))
+    yield from score_rows(overall, kind=ALL, group=EVERY, set=name, n_cells=n_by_type.sum())
+    for cell_type, scores in table.iterrows():
+        yield from score_rows(scores, kind=TYPE, group=cell_type, set=name, n_cells=n_by_type.get(cell_type, 0))
+    for population, n_cells, scores in score_populations(comparison):
+        yield from score_rows(scores, kind=POPULATION, group=population, set=name, n_cells=n_cells)
 
 
 def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
@@ -142,6 +122,7 @@ def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
     scores = {"f1": comparison.f1[cell_type]}
     if in_query.sum() < MIN_CELLS_OF_TYPE:
         return scores
+    scores["f1_chance"] = float(np.sqrt(max(scores["f1"] * (1 - scores["f1"]), F1_VARIANCE) / in_query.sum()))
     scores |= score_group(comparison, in_query, in_test)
     scores["gene_correlation"] = gene_correlation(comparison, in_query, in_test)
     if cell_type in comparison.variance_ratios:
@@ -171,7 +152,18 @@ def gene_correlation(comparison: Comparison, in_query: np.ndarray, in_test: np.n
 
 def score_group(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
     """Compute the :data:`GROUP_SCORES` of masked cells; each mask selects two cells or more."""
-    pairs = PairDistances.between(comparison.components[0][in_query], comparison.components[1][in_test])
+    return {
+        **energy_scores(comparison.components[0][in_query], comparison.components[1][in_test]),
+        "forest_auc": auc(comparison.probabilities[0][in_query], comparison.probabilities[1][in_test]),
+        "library_size_ks": kolmogorov_smirnov(
+            comparison.query.library_size[in_query], comparison.test.library_size[in_test]
+        ),
+    }
+
+
+def energy_scores(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Compute distances between two samples of cells, by coordinates."""
+    pairs = PairDistances.between(x, y)
     energy, spread = pairs.energy, pairs.spread
     return {
         "energy": energy,
@@ -181,31 +173,27 @@ def score_group(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarra
         "relative_energy_chance": pairs.energy_chance.deviation / spread,
         "relative_energy_skewness": pairs.energy_chance.skewness,
         "mmd": pairs.maximum_mean_discrepancy,
-        "forest_auc": auc(comparison.probabilities[0][in_query], comparison.probabilities[1][in_test]),
-        "library_size_ks": kolmogorov_smirnov(
-            comparison.query.library_size[in_query], comparison.test.library_size[in_test]
-        ),
     }
 
 
-def score_populations(comparison: Comparison) -> pd.DataFrame:
-    """Score the cells of each sub-population; NaN for too few cells.
+def score_populations(comparison: Comparison) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Yield each sub-population with its number of cells, share of its type's cells, and :data:`GROUP_SCORES`.
 
-    Components and random forest are fitted to all cells.
+    NaN for too few cells. Components and random forest are fitted to all cells.
     """
     query, test = comparison.query, comparison.test
-    rows: dict[str, dict[str, Any]] = {}
-    if query.population is not None and test.population is not None:
-        names = np.concatenate([test.population, query.population])
-        cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
-        for name, cell_type in sorted(pair for pair in cell_type_of.items() if pair[0] != pair[1]):
-            in_query, in_test = query.population == name, test.population == name
-            n_cells, n_test = int(in_query.sum()), int(in_test.sum())
-            enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
-            scores = score_group(comparison, in_query, in_test) if enough else {}
-            rows[str(name)] = {"cell_type": str(cell_type), "n_cells": n_cells, "n_test": n_test, **scores}
-    columns = ["cell_type", "n_cells", "n_test", *GROUP_SCORES]
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+    if query.population is None or test.population is None:
+        return
+    names = np.concatenate([test.population, query.population])
+    cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
+    for name, cell_type in sorted(pair for pair in cell_type_of.items() if pair[0] != pair[1]):
+        in_query, in_test = query.population == name, test.population == name
+        n_cells, n_test = int(in_query.sum()), int(in_test.sum())
+        enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
+        scores = score_group(comparison, in_query, in_test) if enough else dict.fromkeys(GROUP_SCORES, np.nan)
+        n_of_type = max(int((test.cell_type == cell_type).sum()), 1)
+        shares = {"share": n_cells / n_of_type, "share_test": n_test / n_of_type, "n_test": n_test}
+        yield str(name), n_cells, shares | scores
 
 
 def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
@@ -261,7 +249,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         "forest_auc": auc(*comparison.probabilities),
         "gene_auc": auc(*gene_probabilities),
         **fold_change_scores(Agreement.pooled(changes.values()), independent=INDEPENDENT_OF_ALL),
-        "f1": means["f1"],
+        **means[["f1", "f1_chance"]],
         **gene_scores,
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
@@ -280,10 +268,8 @@ def auc(query_probabilities: np.ndarray, test_probabilities: np.ndarray) -> floa
 
 # ---- along covariates
 
-N_BINS, N_STEPS = 4, 10  # bins with equal numbers of test cells: for scores, and for expression
+N_STEPS = 10  # bins with equal numbers of test cells
 N_GENES = 12  # genes to tabulate; they vary most along the covariate
-KEYS = ["covariate", "low", "high", "set"]
-BIN_COLUMNS = [*KEYS, "n_cells", "n_test", "energy", "relative_energy"]
 ALONG_COLUMNS = ["covariate", "gene", "value", "set", "mean", "error"]
 
 
@@ -301,71 +287,23 @@ def bin_edges(test: TypedCells, n: int) -> dict[str, np.ndarray]:
     return {name: values for name, values in edges.items() if len(values) > 1}
 
 
-def assign_bins(cells: Cells, name: str, edges: np.ndarray) -> np.ndarray:
+def assign_bins(cells: TypedCells, name: str, edges: np.ndarray) -> np.ndarray:
     """Return the bin index of each cell; the outer bins are open-ended."""
     assert cells.covariates is not None
     return np.asarray(np.digitize(cells.covariates[name].to_numpy(), edges[1:-1]))
 
 
-def score_bins(resamples: list[ResampledCells], test: TypedCells) -> pd.DataFrame:
-    """Compute the energy distance to test cells in each bin of each covariate.
-
-    Distances are averaged over resamples, and over types weighted by their test cells. In a bin, types with fewer than
-    five cells or test cells are left out.
-    """
-    bins = bin_edges(test, N_BINS)
-    rows = [
-        row
-        for resample in resamples
-        for name, cells in resample.query.items()
-        if bins and cells.covariates is not None
-        for row in score_set_in_bins(name, cells, resample, {key: bins[key] for key in bins if key in cells.covariates})
-    ]
-    if not rows:
-        return pd.DataFrame({name: pd.Series(dtype=object if name in KEYS else float) for name in BIN_COLUMNS})
-    return pd.DataFrame(rows)[BIN_COLUMNS].groupby(KEYS, sort=False).mean().reset_index()
-
-
-def score_set_in_bins(
-    name: str, cells: Cells, resample: ResampledCells, bins: Mapping[str, np.ndarray]
-) -> Iterator[dict[str, object]]:
-    """Score one set of a resample, one row per covariate and bin."""
-    test = resample.test
-    x, y = joint_components(cells.expression, test.expression, seed=resample.seed)
-    for covariate, edges in bins.items():
-        query_bin, test_bin = assign_bins(cells, covariate, edges), assign_bins(test, covariate, edges)
-        for number, (low, high) in enumerate(pairwise(edges)):
-            by_type = []
-            for cell_type in test.n_by_type.index:
-                in_query = (query_bin == number) & (cells.cell_type == cell_type)
-                in_test = (test_bin == number) & (test.cell_type == cell_type)
-                if min(in_query.sum(), in_test.sum()) >= MIN_CELLS_FOR_MEANS:
-                    pairs = PairDistances.between(x[in_query], y[in_test])
-                    by_type.append((in_test.sum(), pairs.energy, pairs.energy / pairs.spread))
-            weight, energy, relative = np.array(by_type, dtype=float).reshape(-1, 3).T
-            yield {
-                "covariate": covariate,
-                "low": low,
-                "high": high,
-                "set": name,
-                "n_cells": (query_bin == number).sum(),
-                "n_test": (test_bin == number).sum(),
-                "energy": weight @ energy / weight.sum() if len(weight) else np.nan,
-                "relative_energy": weight @ relative / weight.sum() if len(weight) else np.nan,
-            }
-
-
-def expression_along(sets: Mapping[str, Cells], test: Cells, genes: pd.Index) -> pd.DataFrame:
-    """Tabulate mean expression along each covariate, in all sets and test cells.
+def expression_along(sets: Mapping[str, Cells], genes: pd.Index) -> pd.DataFrame:
+    """Tabulate mean expression along each covariate, in all sets, one of which is ``test``.
 
     ``value`` is the mean covariate of the test cells in a bin; ``mean`` and ``error`` are the mean ``log1p(CP10k)`` and
     its standard error. The genes are chosen by their variation between bins of test cells, in standard errors.
     """
-    rows = []
+    rows, test = [], sets["test"]
     for covariate, edges in bin_edges(test, N_STEPS).items():
         means = {
             name: average_bins(cells, assign_bins(cells, covariate, edges), len(edges) - 1)
-            for name, cells in {**sets, "test": test}.items()
+            for name, cells in sets.items()
             if cells.covariates is not None and covariate in cells.covariates
         }
         assert test.covariates is not None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,51 +14,38 @@ from scipy import sparse
 from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
 from bdm.data.gene_tests import Agreement
 from bdm.data.space import COORDINATES, SECTION, nearest_neighbours
-
-logger = logging.getLogger(__name__)
+from bdm.evaluation.table import EVERY, SPACE, Row, floor_of, missing_row, score_rows
 
 N_NEIGHBOURS, N_IN_NEIGHBOURHOOD = 6, 15  # for Moran's I (as in squidpy), and for types of neighbours
 MIN_DETECTED = 0.05  # share of real cells with counts of a gene; Moran's I of rarer genes is mostly noise
 MIN_CELLS = 50  # of a type or section; with fewer, Moran's I is mostly noise
 GENES_AT_A_TIME = 64
+INDEPENDENT = 1 / 2  # effective share of independent genes, for the chance of correlations
 N_MAPPED_GENES, N_MAPPED_SECTIONS, MAX_MAPPED_CELLS = 3, 2, 10_000  # in the figure; cells are per set
 
 
 @dataclass(frozen=True)
-class SpaceScores:
-    """Generated cells compared with real cells (training and test cells) in space.
+class SpaceMaps:
+    """Moran's I of genes in generated cells and real cells (training and test cells), and cells to draw.
 
     Attributes
     ----------
-    scores
-        A row per ``set`` (the floor first) and ``score``, with its ``value``; see
-        :func:`bdm.evaluation.space_scores.compare_statistics`.
     genes
         A row per generated ``set`` and ``gene`` (with its ``symbol`` if that differs): ``moran`` and ``moran_within``
         in the set, and in as many real cells (``moran_real``, ``moran_within_real``). Genes detected in fewer than 5%
         of the real cells are left out.
     cells
-        Cells to draw: ``set`` (``floor``: real cells), ``cell_type``, ``section`` and coordinates.
+        Equal numbers of cells to draw: ``set`` (``floor``: real cells), ``cell_type``, ``section`` and coordinates.
     mapped_genes
         Genes with the highest Moran's I in real cells.
     expression
         ``log1p`` of their normalised counts, ``cells`` x ``mapped_genes``.
     """
 
-    scores: pd.DataFrame
     genes: pd.DataFrame
     cells: pd.DataFrame
     mapped_genes: tuple[str, ...]
     expression: np.ndarray
-
-
-NO_SPACE_SCORES = SpaceScores(  # tables of cells without positions
-    scores=pd.DataFrame(columns=["set", "score", "value"]),
-    genes=pd.DataFrame(columns=["set", "gene", "moran", "moran_real", "moran_within", "moran_within_real"]),
-    cells=pd.DataFrame(columns=["x", "y", SECTION, "set", "cell_type"]),
-    mapped_genes=(),
-    expression=np.empty((0, 0)),
-)
 
 
 @dataclass(frozen=True)
@@ -93,38 +79,53 @@ class SpaceStatistics:
         )
 
 
-def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int) -> SpaceScores:
-    """Compare generated cells with at most ``most`` real cells in space; empty without positions.
+def score_space(
+    real: RealCells, generated: Mapping[str, TypedCells], *, most: int, seed: int
+) -> tuple[list[Row], SpaceMaps | None]:
+    """Compare generated cells with at most ``most`` real cells in space.
 
-    In a sample of cells, neighbours are farther apart. So the real cells are training and test cells together, and each
-    comparison is between equal numbers of cells in each section.
+    Real cells are training and test cells together, in two random halves: generated cells, and the other half as their
+    floor, are compared with the first. In a sample of cells, neighbours are farther apart, so each comparison is
+    between equal numbers of cells in each section. Returns rows of the table of scores, and maps unless no set was
+    compared.
     """
     parts = [cells for cells in (real.training, real.test) if cells.positions is not None]
-    if not parts or all(cells.positions is None for cells in generated.values()):
-        return NO_SPACE_SCORES
+    if not parts:
+        return [not_compared(name, "not in the real cells") for name in generated], None
     pool = sample_together(parts, most=most, seed=seed)
     genes = np.flatnonzero((pool.counts > 0).mean(axis=0).A1 >= MIN_DETECTED)
-    library_size = float(np.median(pool.library_size))
-    placed = {FLOOR: place(pool, genes, library_size=library_size)}
-    scores, tables = {FLOOR: score_floor(placed[FLOOR], seed=seed)}, []
+    put = partial(place, genes=genes, library_size=float(np.median(pool.library_size)))
+    first = sample_rows(pool, sections(pool).value_counts() // 2, seed=seed)
+    half, other_half = pool[first], pool[np.setdiff1d(np.arange(len(pool)), first)]
+    rows, tables, placed = [], [], {}
     for name, cells in generated.items():
-        if cells.positions is None:
+        numbers = (
+            pd.Series(0)
+            if cells.positions is None
+            else smaller_numbers(sections(cells).value_counts(), sections(half).value_counts())
+        )
+        if numbers.sum() < MIN_CELLS:
+            reason = (
+                "not in this set" if cells.positions is None else f"{numbers.sum()} cells in sections of real cells"
+            )
+            rows.append(not_compared(name, reason))
             continue
-        rows, real_rows = match_sections(cells.positions, placed[FLOOR].obs, seed=seed)
-        if len(rows) < MIN_CELLS:
-            logger.warning("Not compared in space: %s, with %d cells in sections of real cells.", name, len(rows))
-            continue
-        placed[name] = place(cells[rows], genes, library_size=library_size)
-        statistics = (SpaceStatistics.from_cells(each, seed=seed) for each in (placed[name], placed[FLOOR][real_rows]))
-        scores[name], morans = compare_statistics(*statistics)
+        placed[name], reference, floor = (
+            put(each[sample_rows(each, numbers, seed=seed)]) for each in (cells, half, other_half)
+        )
+        placed.setdefault(FLOOR, reference)
+        of_query, of_real, of_floor = (
+            SpaceStatistics.from_cells(each, seed=seed) for each in (placed[name], reference, floor)
+        )
+        scores, morans = compare_statistics(of_query, of_real)
+        for set_name, values in {name: scores, floor_of(name): compare_statistics(of_floor, of_real)[0]}.items():
+            rows += score_rows(values, kind=SPACE, group=EVERY, set=set_name, n_cells=len(reference))
         tables.append(pd.DataFrame({"set": name, "gene": real.genes[genes], **morans}))
     if not tables:
-        return NO_SPACE_SCORES
+        return rows, None
     mapped = np.argsort(-tables[0]["moran_real"].fillna(-1).to_numpy(), kind="stable")[:N_MAPPED_GENES]
-    maps = {name: sample_to_map(cells, placed[FLOOR].obs, seed=seed) for name, cells in placed.items()}
-    values = pd.DataFrame(scores).rename_axis("score").reset_index().melt("score", var_name="set")
-    return SpaceScores(
-        scores=values[["set", "score", "value"]],
+    maps = sample_to_map(placed, seed=seed)
+    return rows, SpaceMaps(
         genes=real.names.with_symbols(pd.concat(tables, ignore_index=True)),
         cells=pd.concat([cells.obs.assign(set=name) for name, cells in maps.items()], ignore_index=True),
         mapped_genes=tuple(real.genes[genes[mapped]]),
@@ -132,19 +133,9 @@ def score_space(real: RealCells, generated: Mapping[str, TypedCells], *, most: i
     )
 
 
-def score_floor(real: AnnData, *, seed: int) -> dict[str, float]:
-    """Score real cells as if they had been generated.
-
-    Each section of 50 cells or more is compared with each other section, and scores are averaged over pairs. If there
-    are no two such sections, two random halves of the cells are compared.
-    """
-    parts = [real[rows] for rows in rows_by_section(real.obs) if len(rows) >= MIN_CELLS]
-    if len(parts) < 2:
-        halves = np.array_split(np.random.default_rng(seed).permutation(real.n_obs), 2)
-        parts = [real[np.sort(rows)] for rows in halves]
-    statistics = [SpaceStatistics.from_cells(part, seed=seed) for part in parts]
-    pairs = [compare_statistics(*pair)[0] for pair in permutations(statistics, 2)]
-    return {str(score): float(value) for score, value in pd.DataFrame(pairs).mean().items()}
+def not_compared(name: str, reason: str) -> Row:
+    """Return the row of a set that is not compared in space."""
+    return missing_row(SPACE, name, "moran_correlation", reason)
 
 
 def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -166,7 +157,9 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
     for name, agreement in morans.items():
         by_gene |= {name: agreement.query, f"{name}_real": agreement.test}
         known = agreement.subset(np.isfinite(agreement.query) & np.isfinite(agreement.test))
-        scores |= {f"{name}_correlation": known.correlation, f"{name}_slope": known.slope}
+        chance = known.correlation_chance(independent=INDEPENDENT)
+        scores |= {f"{name}_correlation": known.correlation, f"{name}_correlation_chance": chance}
+        scores[f"{name}_slope"] = known.slope
         means = pd.DataFrame({"query": known.query, "real": known.test}).mean()
         scores |= {f"{name}_mean": float(means["query"]), f"{name}_mean_real": float(means["real"])}
     for name, neighbours in {"distance": query.neighbours, "distance_permuted": real.neighbours_permuted}.items():
@@ -254,6 +247,17 @@ def rows_by_section(positions: pd.DataFrame) -> list[np.ndarray]:
     return list(positions.groupby(SECTION).indices.values())
 
 
+def sections(cells: TypedCells) -> pd.Series:
+    """Return the section of each cell."""
+    assert cells.positions is not None
+    return cells.positions[SECTION]
+
+
+def sample_rows(cells: TypedCells, numbers: pd.Series, *, seed: int) -> np.ndarray:
+    """Sample cells of each section, by ``numbers``."""
+    return sample_by_label(sections(cells).to_numpy(), numbers, seed=seed)
+
+
 def sample_together(parts: Sequence[TypedCells], *, most: int, seed: int) -> Cells:
     """Sample at most ``most`` cells, the same share of each part, and concatenate them."""
     share, rng = min(1, most / sum(map(len, parts))), np.random.default_rng(seed)
@@ -263,15 +267,13 @@ def sample_together(parts: Sequence[TypedCells], *, most: int, seed: int) -> Cel
     return Cells(counts, np.concatenate([cells.cell_type for cells in samples]), positions=positions)
 
 
-def match_sections(query: pd.DataFrame, real: pd.DataFrame, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample equal numbers of cells per section, and return their indices in both sets."""
-    numbers = smaller_numbers(query[SECTION].value_counts(), real[SECTION].value_counts())
-    samples = [sample_by_label(each[SECTION].to_numpy(), numbers, seed=seed) for each in (query, real)]
-    return samples[0], samples[1]
-
-
-def sample_to_map(cells: AnnData, real: pd.DataFrame, *, seed: int) -> AnnData:
-    """Sample cells to draw, in the largest sections of real cells."""
-    largest = real[SECTION].value_counts().index[:N_MAPPED_SECTIONS]
-    rows = np.flatnonzero(cells.obs[SECTION].isin(largest))
-    return cells[np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_MAPPED_CELLS])]
+def sample_to_map(sets: Mapping[str, AnnData], *, seed: int) -> dict[str, AnnData]:
+    """Sample as many cells of each set to draw, in the largest sections of real cells; real cells come first."""
+    numbers = sets[FLOOR].obs[SECTION].value_counts()[:N_MAPPED_SECTIONS]
+    for cells in sets.values():
+        numbers = smaller_numbers(cells.obs[SECTION].value_counts(), numbers)
+    numbers = (numbers * min(1, MAX_MAPPED_CELLS / max(numbers.sum(), 1))).astype(int)
+    return {
+        name: sets[name][sample_by_label(sets[name].obs[SECTION].to_numpy(), numbers, seed=seed)]
+        for name in (FLOOR, *(name for name in sets if name != FLOOR))
+    }

@@ -1,58 +1,14 @@
-"""Verdicts in words: whether generated cells can be distinguished from real ones."""
+"""Verdicts in words: whether cells can be distinguished from real ones, by the table of scores."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.metrics import Chance
-from bdm.evaluation.scores import MANY_CELLS, SCORE_NAMES
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Limits of the excess of a score over the floor."""
-
-    same: float  # maximum excess of cells that cannot be distinguished from real ones
-    near: float  # maximum excess of cells that are nearly like real ones
-    chance: float  # the excess of n real cells has a standard deviation of about chance / n**power
-    power: float = 0.5
-    ideal: float = 0.0  # expected score of a perfect model
-    higher: bool = True  # whether a higher score is worse
-
-    def excess(self, score: float, floor: float) -> float:
-        """Return how much worse a score is than both floor and ideal."""
-        return float(score - max(floor, self.ideal) if self.higher else min(floor, self.ideal) - score)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of all scores, as explained in ``reading_results.md``.
-
-    The limits of the relative energy distance correspond to samples of 200 and 50 real cells: the distance of m cells
-    to their population is ``1 / m``. The limits of AUCs correspond to shifts by 0.2 and 0.5 standard deviations, for
-    which the best classifier has an AUC of 0.56 and 0.64.
-    """
-
-    relative_energy: Limit = Limit(0.005, 0.02, chance=0.4, power=1)
-    forest_auc: Limit = Limit(0.06, 0.14, chance=0.48, ideal=0.5)
-    gene_auc: Limit = Limit(0.06, 0.14, chance=0.48, ideal=0.5)
-    fold_change_correlation: Limit = Limit(0.05, 0.15, chance=0.4, ideal=1, higher=False)
-    f1: Limit = Limit(0.05, 0.15, chance=0.35, ideal=1, higher=False)
-    memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
-    level: float = 0.01  # per score; fewer than 1 in 20 sets of real cells then exceed any limit by chance
-    min_cells: int = 10  # for a verdict
-    many_cells: int = MANY_CELLS  # below, a verdict warns of few cells
-
-    @property
-    def by_score(self) -> dict[str, Limit]:
-        """Limits by the name of the score."""
-        return {name: limit for name, limit in vars(self).items() if isinstance(limit, Limit)}
-
-
-LIMITS = Limits()
+from bdm._core.errors import abbreviated
+from bdm.evaluation.table import ALL, EVERY, JUDGED, KINDS, MANY_CELLS, MIN_CELLS, SCORES, TYPE, Row
 
 
 class Grade(IntEnum):
@@ -63,47 +19,21 @@ class Grade(IntEnum):
     DIFFERS = 2
     UNKNOWN = 3
 
-    @classmethod
-    def from_excess(cls, excess: float, *, same: float, near: float) -> "Grade":
-        """Grade an excess by its two limits."""
-        return cls.DIFFERS if excess > near else cls.NEAR if excess > same else cls.SAME
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Grade of one score, with its excess and limits.
-
-    The grade is unknown for too few cells. Limits are at least the largest excess by chance.
-    """
-
-    score: str
-    value: float
-    floor: float
-    excess: float
-    same: float
-    near: float
-    grade: Grade
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """Scores at which the two limits are reached."""
-        sign = 1 if LIMITS.by_score[self.score].higher else -1
-        same, near = (self.value - sign * (self.excess - limit) for limit in (self.same, self.near))
-        return same, near
-
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """Comparison of all scores of a set of cells with the floor."""
+    """Comparison of the scores of a set of cells with the floor."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Any, ...]  # rows of the table of scores, with the ``name`` of the score, its ``grade`` and severity
     n_cells: int  # compared with as many test cells
+    not_checked: str = ""  # scores and groups without a result, and why
 
     def __repr__(self) -> str:
-        rows = {SCORE_NAMES[each.score]: (each.value, each.floor, *each.limits) for each in self.findings}
+        rows = {each.name: (each.value, each.floor, each.first_limit, each.second_limit) for each in self.findings}
         columns = ["score", "floor", "first limit", "second limit"]
         table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-        return f"{self.text}\n{table.to_string(float_format='{:.3f}'.format)}" if rows else self.text
+        shown = [self.text, f"Not checked: {self.not_checked}." if self.not_checked else ""]
+        return "\n".join(filter(None, [*shown, table.to_string(float_format="{:.3f}".format) if rows else ""]))
 
     @property
     def grade(self) -> Grade:
@@ -113,7 +43,7 @@ class Verdict:
     @property
     def few_cells(self) -> bool:
         """Whether cells are so few that only large differences are detectable."""
-        return self.n_cells < LIMITS.many_cells
+        return self.n_cells < MANY_CELLS
 
     @property
     def worst_scores(self) -> tuple[str, ...]:
@@ -121,8 +51,8 @@ class Verdict:
 
         Empty if the cells do not differ.
         """
-        worst = [finding for finding in self.findings if finding.grade == self.grade in (Grade.NEAR, Grade.DIFFERS)]
-        return tuple(SCORE_NAMES[each.score] for each in sorted(worst, key=lambda each: -each.excess / each.near))
+        worst = [each for each in self.findings if each.grade == self.grade in (Grade.NEAR, Grade.DIFFERS)]
+        return tuple(each.name for each in sorted(worst, key=lambda each: -each.severity))
 
     @property
     def label(self) -> str:
@@ -137,44 +67,56 @@ class Verdict:
     def text(self) -> str:
         """Verdict, with the names of the worst scores."""
         link = {Grade.NEAR: "; small differences in ", Grade.DIFFERS: " in "}.get(self.grade, "")
-        return f"{self.label}{link}{', '.join(self.worst_scores)}"
+        return f"{self.label}{link}{abbreviated(self.worst_scores, n_shown=6) if link else ''}"
 
 
-def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Verdict:
-    """Compare scores with the floor; missing and NaN scores are skipped.
+def verdict(table: pd.DataFrame) -> Verdict:
+    """Judge the scores of a set, or of a group of its cells: rows of a table of scores.
 
-    The limits (:class:`Limits`) are raised to the largest excess that real cells have by chance, which grows as cells
-    become fewer.
+    Scores without a value are passed over. The worst score decides.
     """
-    findings = []
-    for name, limit in LIMITS.by_score.items():
-        if is_known(name, scores, floor):
-            value, floor_value = float(scores[name]), float(floor[name])
-            chance = null_distribution(name, scores, floor, n_cells=n_cells).largest(LIMITS.level)
-            same, near = max(limit.same, chance), max(limit.near, chance)
-            excess = limit.excess(value, floor_value)
-            grade = Grade.from_excess(excess, same=same, near=near) if n_cells >= LIMITS.min_cells else Grade.UNKNOWN
-            findings.append(Finding(name, value, floor_value, excess, same, near, grade))
-    return Verdict(tuple(findings), n_cells)
+    judged = table[table["score"].isin(JUDGED)]
+    known = judged[np.isfinite(judged[["value", "first_limit"]].astype(float)).all(axis=1)]
+    rows = known.to_dict("records")
+    known = known.astype(object).where(known.notna(), None)
+    known = known.assign(
+        name=list(map(name_of, rows)),
+        grade=pd.Series(list(map(grade, rows)), known.index, object),  # would be numbers otherwise
+        severity=list(map(severity, rows)),
+    )
+    findings = tuple(known.itertuples(index=False, name="Finding"))
+    return Verdict(findings, int(table["n_cells"].iloc[0]) if len(table) else 0, not_checked(judged))
 
 
-def null_distribution(name: str, scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Chance:
-    """Return the null distribution of the excess of a score.
-
-    Uses ``NAME_chance`` and ``NAME_skewness`` of the scores if available, else the approximation of :class:`Limit`.
-    """
-    if not is_known(f"{name}_chance", scores, floor):
-        limit = LIMITS.by_score[name]
-        return Chance(float(limit.chance / max(n_cells, 1) ** limit.power))
-    deviation, floor_deviation = (float(side[f"{name}_chance"]) for side in (scores, floor))
-    if name == "memorisation":
-        return Chance(float(np.hypot(deviation, floor_deviation)))
-    if name == "fold_change_correlation":  # already the deviation of a difference, see Agreement
-        return Chance(floor_deviation)
-    skewness = f"{name}_skewness"
-    return Chance(deviation, float(scores[skewness]) if is_known(skewness, scores) else 0.0)
+def name_of(row: Row) -> str:
+    """Return the name of a score, with its group if this is not all cells or a type."""
+    kind, group, name = row["kind"], row["group"], SCORES[row["score"]].name
+    return name if kind in (ALL, TYPE) else f"{name} ({KINDS[kind] if group == EVERY else f'{kind} {group}'})"
 
 
-def is_known(name: str, *scores: Mapping[str, float]) -> bool:
-    """Return whether all of these scores have a finite value."""
-    return all(name in side and side[name] is not None and bool(np.isfinite(side[name])) for side in scores)
+def severity(row: Row) -> float:
+    """Return the excess in units of the second limit's."""
+    score, floor = SCORES[row["score"]], row["floor"]
+    return score.excess(row["value"], floor) / max(score.excess(row["second_limit"], floor), 1e-9)
+
+
+def grade(row: Row) -> Grade:
+    """Grade a row of the table of scores by its two limits."""
+    if row["n_cells"] < MIN_CELLS:
+        return Grade.UNKNOWN
+    sign = 1 if SCORES[row["score"]].higher else -1
+    beyond = [sign * (row["value"] - row[limit]) > 0 for limit in ("second_limit", "first_limit")]
+    return Grade.DIFFERS if beyond[0] else Grade.NEAR if beyond[1] else Grade.SAME
+
+
+def not_checked(judged: pd.DataFrame) -> str:
+    """List the groups and scores without a result by reason, in one line."""
+    names: dict[str, dict[str, None]] = {}
+    for row in judged[judged["value"].isna()].to_dict("records"):
+        kind, group = row["kind"], row["group"]
+        name = SCORES[row["score"]].name
+        if kind in KINDS and kind != ALL:
+            name = f"{kind} {group}" if group not in (EVERY, kind) else KINDS[kind]
+            name = f"differences between {name}" if row["score"] == "group_slope" else name
+        names.setdefault(row["missing"], {})[name] = None
+    return "; ".join(f"{abbreviated(list(each), n_shown=4)} ({reason})" for reason, each in names.items())

@@ -111,11 +111,13 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
     batch = None if column is None else named_batches(cells.obs, column)
+    donor_key = model.preparation.get("donor_key")
+    donor = cells.obs[donor_key].to_numpy(dtype=str) if donor_key in cells.obs else None
     cell_type = labels[is_known].to_numpy(dtype=str)
     covariates = covariates_in(with_written_names(cells.obs), model.input_names)
     modalities = modalities_if_several(model.autoencoder.genes)
     positions = position_table(cells, position_keys(model.preparation))
-    return Cells(counts, cell_type, batch, None, covariates, modalities, positions)
+    return Cells(counts, cell_type, batch, None, covariates, modalities, positions, donor)
 
 
 def encoder_input(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> AnnData:

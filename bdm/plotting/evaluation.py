@@ -20,8 +20,7 @@ from bdm.data.gene_tests import Agreement
 from bdm.data.space import SECTION
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.modality_scores import COORDINATES
-from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.space_scores import SpaceScores
+from bdm.evaluation.table import SCORES, SPACE, TYPE, wide
 from bdm.plotting.style import (
     COLOURS,
     FLOOR_LINE,
@@ -47,21 +46,10 @@ from bdm.plotting.style import (
     text_axes,
 )
 
-IDEALS = {
-    "energy": 0,
-    "mmd": 0,
-    "forest_auc": 0.5,
-    "gene_auc": 0.5,
-    "slope": 1,
-    "fold_change_correlation": 1,
-    "f1": 1,
-    "memorisation": 0.5,
-    "outlying_counts": np.nan,  # the floor's
-    "pair_correlation": 1,
-    "variance_ratio": 1,
-    "library_size_ks": 0,
-}
-LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
+DRAWN = (
+    *("energy", "mmd", "forest_auc", "gene_auc", "slope", "fold_change_correlation", "f1", "memorisation"),
+    *("outlying_counts", "pair_correlation", "variance_ratio", "library_size_ks"),
+)
 N_COLUMNS = 4
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "fold_change_correlation", "f1")  # slopes within a type are mostly noise
@@ -98,7 +86,7 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
     """
     check_class(evaluation, Evaluation)
     overall = evaluation.overall
-    known = [score for score in LABELS if overall.loc[score].notna().any()]
+    known = [score for score in DRAWN if score in overall.index and overall.loc[score].notna().any()]
     figure = new_figure(2.6 * N_COLUMNS, -(-len(known) // N_COLUMNS) * (1.0 + 0.4 * overall.shape[1]))
     axes = panels(figure, len(known), n_columns=N_COLUMNS, sharey=True)
     for axis, score in zip(axes, known, strict=True):
@@ -110,7 +98,7 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     """Draw one score, one row per set, with lines at floor and ideal."""
     axis.axvline(values[FLOOR], label="floor (real cells)", **FLOOR_LINE)
-    axis.axvline(np.nan_to_num(IDEALS[score], nan=values[FLOOR]), label="ideal", **IDEAL_LINE)
+    axis.axvline(np.nan_to_num(SCORES[score].ideal, nan=values[FLOOR]), label="ideal", **IDEAL_LINE)
     for row, (name, style) in enumerate(set_styles(values.index).items()):
         point = values[name], row
         axis.hlines(row, values[FLOOR], values[name], color=style["color"], linewidth=1.2)
@@ -122,7 +110,7 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     axis.tick_params(axis="x", labelsize=8)
     axis.set_yticks(range(len(values)), [*map(shortened, values.index)])
     axis.set_ylim(len(values) - 0.5, -0.8)
-    axis.set_title(LABELS[score], fontsize=10)
+    axis.set_title(SCORES[score].name, fontsize=10)
     open_frame(axis)
 
 
@@ -137,13 +125,14 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = select_types(evaluation, n_test.index)
-    known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
+    table = evaluation.scores_of(TYPE)
+    by_score = {score: wide(table[table["score"] == score], "group") for score in SCORES_BY_TYPE}
+    known = [score for score, values in by_score.items() if values.notna().any(axis=None)]
     figure = new_figure(3 * max(len(known), 2), 1.5 + 0.36 * len(cell_types))
     axes = figure.subplots(1, len(known), squeeze=False, sharey=True)[0]
     for axis, score in zip(axes, known, strict=True):
-        values = evaluation.by_type[score].unstack("set")[evaluation.sets]  # types x sets
-        draw_scores_by_type(axis, values.reindex(cell_types), ideal=IDEALS[score])
-        axis.set_title(LABELS[score], fontsize=10)
+        draw_scores_by_type(axis, by_score[score].reindex(cell_types), ideal=SCORES[score].ideal)
+        axis.set_title(SCORES[score].name, fontsize=10)
     name_rows(axes[0], [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test[cell_types].items()])
     draw_legend(figure, axes[0])
     left_out = f"; the {len(cell_types)} of {len(n_test):,} types with the largest energy distance"
@@ -156,8 +145,9 @@ def select_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
     """Select the types to draw: all, or the types with the worst energy distance."""
     if len(cell_types) <= MAX_TYPES:
         return cell_types
-    first = next(name for name in evaluation.sets if name != FLOOR)
-    energy = evaluation.by_type.loc[first, "energy"].reindex(cell_types)
+    table = evaluation.scores_of(TYPE)
+    is_first = (table["set"] == evaluation.sets[1]) & (table["score"] == "energy")
+    energy = table[is_first].set_index("group")["value"].reindex(cell_types)
     return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
 
 
@@ -351,16 +341,16 @@ OTHER = "0.9"  # colour of cell types after the first 20
 def space(evaluation: Evaluation, *, name: str = GENERATED, show: bool | None = None) -> list[Axes] | None:
     """Draw maps of cell types and the most spatial genes, and Moran's I of all genes.
 
-    Maps show real cells (training and test cells) beside generated cells, in the two largest sections. The three genes
-    have the highest Moran's I in real cells.
+    Maps show real cells (training and test cells) beside as many generated cells, in the two largest sections. The
+    three genes have the highest Moran's I in real cells.
     """
-    scores = check_class(evaluation, Evaluation).space
-    if not len(scores.scores):
+    maps = check_class(evaluation, Evaluation).space
+    if maps is None:
         return show_or_return_panels(text_axes("The cells have no positions."), show=show)
-    if name not in (sets := list(scores.scores["set"].unique()[1:])):
+    cells, colours = maps.cells, colours_by_type(maps.cells)
+    if name not in (sets := list(cells["set"].unique()[1:])):
         raise InputError(f"The evaluation has no set {name!r} with positions; it has {abbreviated(sets)}.")
-    cells, colours = scores.cells, colours_by_type(scores)
-    columns = {gene_label(gene): x for gene, x in zip(scores.mapped_genes, scores.expression.T, strict=True)}
+    columns = {gene_label(gene): x for gene, x in zip(maps.mapped_genes, maps.expression.T, strict=True)}
     if len(colours) > 1 or not columns:
         columns = {"cell type": np.array([to_rgb(colours.get(each, OTHER)) for each in cells["cell_type"]]), **columns}
     extent = cells.groupby(SECTION)[["x", "y"]].agg(np.ptp).max() + 1e-9
@@ -368,16 +358,16 @@ def space(evaluation: Evaluation, *, name: str = GENERATED, show: bool | None = 
     figure = new_figure(WIDTH * len(columns) + 4, 2 * cells[SECTION].nunique() * height + 1)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[WIDTH * len(columns), 4])[0]
     draw_maps(left, cells, name, columns, area=72**2 * WIDTH * height)
-    draw_morans(right.subplots(), scores, name)
+    draw_morans(right.subplots(), evaluation, name)
     if len(colours) > 1:
         points = [Line2D([], [], marker="o", linestyle="", color=each) for each in colours.values()]
         right.legend(points, map(shortened, colours), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return show_or_return_panels(figure, show=show)
 
 
-def colours_by_type(scores: SpaceScores) -> dict[str, Any]:
+def colours_by_type(cells: pd.DataFrame) -> dict[str, Any]:
     """Assign colours to the cell types with the most real cells."""
-    n_real = scores.cells.loc[scores.cells["set"] == FLOOR, "cell_type"].value_counts()
+    n_real = cells.loc[cells["set"] == FLOOR, "cell_type"].value_counts()
     colours = dict(zip(n_real.index, TYPE_COLOURS, strict=False))
     return colours if len(colours) == len(n_real) else {**colours, "other types": OTHER}
 
@@ -406,14 +396,15 @@ def draw_maps(
             figure.colorbar(points, ax=list(column), location="bottom", label="log1p of normalised counts")
 
 
-def draw_morans(axis: Axes, scores: SpaceScores, name: str) -> None:
+def draw_morans(axis: Axes, evaluation: Evaluation, name: str) -> None:
     """Draw Moran's I of each gene in generated cells against real cells."""
-    table = scores.genes[scores.genes["set"] == name]
-    values = scores.scores.set_index(["set", "score"])["value"]
+    assert evaluation.space is not None
+    genes, scores = evaluation.space.genes, evaluation.scores_of(SPACE)
+    table, values = genes[genes["set"] == name], scores[scores["set"] == name].set_index("score")
     for column, label, colour in (("moran", "all cells", COLOURS[0]), ("moran_within", "within types", COLOURS[1])):
         known = table[[f"{column}_real", column]].dropna().to_numpy()
         if len(known):
-            r, floor = (values[key, f"{column}_correlation"] for key in (name, FLOOR))
+            r, floor = values.loc[f"{column}_correlation", ["value", "floor"]]
             label = f"{label}: r = {r:.2f} (floor {floor:.2f})"
             axis.plot(*known.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.6, label=label)
     axis.axline((0, 0), slope=1, label="as in real cells", **IDEAL_LINE)

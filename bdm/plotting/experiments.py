@@ -12,6 +12,7 @@ from bdm.applications.power.analysis import COMPOSITION, PowerAnalysis
 from bdm.applications.power.differential import METHODS
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import TRANSMUTED, UNCHANGED
+from bdm.evaluation.table import TYPE, wide
 from bdm.interpretation.contrasts import Z_95
 from bdm.plotting.evaluation import draw_scores_by_type, set_styles
 from bdm.plotting.style import (
@@ -213,25 +214,26 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
     check_class(evaluation, TransmutationEvaluation)
-    return show_or_return_panels(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
+    return show_or_return_panels(draw_transmutation_scores(evaluation), show=show)
 
 
-def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
+def draw_transmutation_scores(evaluation: TransmutationEvaluation) -> Figure:
     """Draw one panel per score, one row per original type, one marker per set.
 
     The labels give the energy distance of unchanged cells, which is too large to draw.
     """
-    types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
-    figure = new_figure(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types))
+    table, types = evaluation.scores[evaluation.scores["kind"] == TYPE], evaluation.original_types
+    by_score = {score: wide(rows, "group").reindex(types) for score, rows in table.groupby("score")}
+    figure = new_figure(15, 1.8 + max(0.4, 0.08 * table["set"].nunique()) * len(types))
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
-        draw_scores_by_type(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
+        draw_scores_by_type(axis, by_score[score].drop(columns=UNCHANGED), ideal=ideal)
         axis.set_title(title, fontsize=9)
-    before = table["energy"].xs(UNCHANGED, level="set")
-    labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
-    name_rows(axes[0], labels)
+    before = by_score["energy"][UNCHANGED]
+    name_rows(axes[0], [f"{shortened(name)} (before: {before[name]:.1f})" for name in types])
     draw_legend(figure, axes[0])
-    figure.supxlabel(f"cells transmuted to {shortened(to)}; in brackets: energy distance before", fontsize=9)
+    to = shortened(evaluation.to)
+    figure.supxlabel(f"cells transmuted to {to}; in brackets: energy distance before", fontsize=9)
     return figure
 
 

@@ -204,12 +204,10 @@ def in_words(value: Any) -> str:
 
 def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
     """Yield the scores of the verdict: name, generated cells, floor and ideal."""
-    from bdm.evaluation.scores import SCORE_NAMES  # this import takes seconds
-    from bdm.evaluation.verdict import LIMITS
+    from bdm.evaluation.table import SCORES  # this import takes seconds
 
-    for finding in evaluation.verdict().findings:
-        ideal = LIMITS.by_score[finding.score].ideal
-        yield SCORE_NAMES[finding.score], f"{finding.value:.3f}", f"{finding.floor:.3f}", f"{ideal:g}"
+    for each in evaluation.verdict().findings:
+        yield each.name, f"{each.value:.3f}", f"{each.floor:.3f}", f"{SCORES[each.score].ideal:g}"
 
 
 def is_evaluation_of(evaluation: Evaluation, checksum: str | None) -> bool:

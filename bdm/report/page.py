@@ -19,8 +19,23 @@ from bdm.applications.audit.audit import Audit
 from bdm.applications.extension.extend import describe
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
-from bdm.evaluation.scores import SCORE_TITLES
-from bdm.evaluation.verdict import LIMITS, Grade, Verdict
+from bdm.evaluation.table import (
+    ALL,
+    BATCH,
+    COVARIATE,
+    DONOR,
+    JUDGED,
+    LEVEL,
+    LEVEL_OF_ALL,
+    MANY_CELLS,
+    MIN_CELLS,
+    MODALITY,
+    SCORES,
+    SECTION,
+    SPACE,
+    wide,
+)
+from bdm.evaluation.verdict import Grade, Verdict
 from bdm.plotting.hierarchy_figure import draw_hierarchy, view_of
 from bdm.plotting.style import svg_of
 from bdm.report.card import in_words
@@ -48,38 +63,14 @@ GRADES = {
 }
 SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN: "?"}
 
-MEANINGS = {
-    "relative_energy": "Energy distance to test cells of a type, relative to the distance between two such cells.",
-    "forest_auc": "How well a random forest on principal components separates generated from test cells.",
-    "gene_auc": "The same for a logistic regression on all genes.",
-    "fold_change_correlation": "Correlation of the log fold changes of marker genes with those in test cells.",
-    "f1": "How well a classifier of cell types that was trained on these cells labels test cells (F1).",
-    "memorisation": "Share of cells nearer to a training cell than to a test cell; 0.5 without memorisation.",
-}
-MODALITY_SCORE_NAMES = {
-    "forest_auc": "Forest AUC",
-    "feature_auc": "AUC by all features",
-    "gene_correlation": "Correlations with genes: r",
-    "gene_slope": "Correlations with genes: slope",
-}
-SPACE_SCORE_NAMES = {
-    "moran_correlation": "Moran's I: r",
-    "moran_slope": "Moran's I: slope",
-    "moran_mean": "Moran's I: mean",
-    "moran_mean_real": "Moran's I: mean in real cells",
-    "moran_within_correlation": "Moran's I within types: r",
-    "moran_within_slope": "Moran's I within types: slope",
-    "moran_within_mean": "Moran's I within types: mean",
-    "moran_within_mean_real": "Moran's I within types: mean in real cells",
-    "neighbourhood_distance": "Types of neighbours: distance to real cells",
-    "neighbourhood_distance_permuted": "Types of neighbours: distance of types at random positions",
-}
-TRANSMUTATION_SCORE_NAMES = {
-    "energy": "Energy distance",
-    "mean_r2": "R² of mean expression",
-    "variance_r2": "R² of variances",
-    "slope": "Slope of log fold changes",
-    "sign": "Genes that change in the right direction",
+TRANSMUTATION_SCORES = ("energy", "relative_energy", "mean_r2", "variance_r2", "slope", "sign")
+HEADINGS = {  # of tables of groups in the report
+    MODALITY: "Modalities",
+    BATCH: "Batches",
+    DONOR: "Donors",
+    SECTION: "Sections",
+    COVARIATE: "Covariates",
+    SPACE: "Cells in space",
 }
 
 
@@ -137,14 +128,17 @@ def template_variables(results: Results) -> dict[str, Any]:
     return {
         "results": results,
         "version": __version__,
-        "names": SCORE_TITLES,
-        "meanings": MEANINGS,
-        "transmutation_score_names": TRANSMUTATION_SCORE_NAMES,
+        "scores_of_all": SCORES,
+        "judged": JUDGED,
+        "transmutation_scores": TRANSMUTATION_SCORES,
         "floor": FLOOR,
         "generated": GENERATED,
         "transmuted": TRANSMUTED,
         "unchanged": UNCHANGED,
-        "limits": LIMITS,
+        "min_cells": MIN_CELLS,
+        "many_cells": MANY_CELLS,
+        "level": LEVEL,
+        "level_of_all": LEVEL_OF_ALL,
         "signs": SIGNS,
         "grades": GRADES,
         "hierarchy": model.hierarchy,
@@ -164,10 +158,9 @@ def template_variables(results: Results) -> dict[str, Any]:
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
         "prior": model.prior.description,
-        "scores": scores(results),
-        "modalities": modalities(results),
-        "modality_score_names": MODALITY_SCORE_NAMES,
-        "space_scores": space_scores(results),
+        "scores": [each for each in results.verdict.findings if each.kind == ALL],
+        "groups": groups(results),
+        "modalities": len(model.autoencoder.modalities) > 1,
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": list(nodes(results)),
         "populations": population_content,
@@ -206,46 +199,29 @@ def types(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def scores(results: Results) -> list[dict[str, Any]]:
-    """Return table rows of the verdict's scores, with standard errors if known."""
-    errors = results.evaluation.overall[GENERATED]
-    return [{"finding": finding, "error": errors.get(f"{finding.score}_error")} for finding in results.verdict.findings]
-
-
-def modalities(results: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Return scores of generated cells and floor by modality, if several."""
-    table = results.evaluation.modalities
-    if table is None:
-        return {}
+def groups(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Return table rows of batches, donors, sections, covariates, modalities and space, by heading."""
+    findings = {(each.kind, each.group, each.score): each for each in results.verdict.findings}
+    table = results.evaluation.scores_of(*HEADINGS)
+    known = table[(table["set"] == GENERATED) & table["value"].notna()]
     return {
-        name: {
-            score: {cells: table[cells].get((name, score), np.nan) for cells in (GENERATED, FLOOR)}
-            for score in MODALITY_SCORE_NAMES
-        }
-        for name in table.index.unique("modality")
+        heading: [
+            {**row, "name": SCORES[row["score"]].title, "finding": findings.get((kind, row["group"], row["score"]))}
+            for row in known[known["kind"] == kind].to_dict("records")
+        ]
+        for kind, heading in HEADINGS.items()
+        if (known["kind"] == kind).any()
     }
 
 
-def space_scores(results: Results) -> dict[str, dict[str, float]]:
-    """Return known scores in space of generated cells and floor, by name."""
-    table = results.evaluation.space.scores.pivot(index="score", columns="set", values="value").dropna(how="all")
-    known = table if GENERATED in table else table[:0]
-    return {name: known.loc[score].to_dict() for score, name in SPACE_SCORE_NAMES.items() if score in known.index}
-
-
 def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, Any]:
-    """Return tables of a transmutation (scores x sets) by original type."""
-    by_modality = [("", evaluation.table)]
-    if evaluation.modalities is not None:
-        by_modality = [
-            (f", {name}", table.loc[name]) for name, table in evaluation.modalities.groupby("modality", sort=False)
-        ]
+    """Return the verdict and tables of a transmutation (scores x sets) by original type."""
     sources = [
-        {"name": f"{original}{name}", "table": table.loc[original].T}
-        for original in evaluation.original_types
-        for name, table in by_modality
+        {"name": group, "table": wide(rows, "score"), "n_cells": int(rows["n_cells"].iloc[0])}
+        for group, rows in evaluation.scores.groupby("group", sort=False)
     ]
-    return {"to": evaluation.to, "sources": sources, "figure": f"transmutation/{name}/scores.png"}
+    verdict = evaluation.verdict() if TRANSMUTED in set(evaluation.scores["set"]) else None
+    return {"to": evaluation.to, "sources": sources, "verdict": verdict, "figure": f"transmutation/{name}/scores.png"}
 
 
 def audit_tables(audit: Audit) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from bdm.data.modalities import features_in_words, is_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.verdict import LIMITS, Verdict
+from bdm.evaluation.table import MIN_CELLS, POPULATION
+from bdm.evaluation.verdict import Verdict
 from bdm.interpretation.contrasts import fewest_names
 from bdm.interpretation.interpretation import Interpretation, branch_gene_rows
 from bdm.model.model import BranchedModel, is_of_model, load_model
@@ -218,18 +219,17 @@ def populations(results: Results) -> dict[str, Any]:
 
 def population_scores(results: Results, by_type: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Return test cells, shares and scores of sub-populations, by cell type."""
-    table = results.evaluation.by_population.set_index("sub_population")
-    sets = {name: table[table["set"] == name] for name in (FLOOR, GENERATED)}
+    table = results.evaluation.scores_of(POPULATION)
+    table = table[(table["set"] == GENERATED) & table["value"].notna()].set_index(["group", "score"])
+    values = pd.DataFrame({GENERATED: table["value"], FLOOR: table["floor"]}).unstack("score")
     tables = {}
     for cell_type, rows in by_type.items():
-        if len(rows) > 1 and (sets[GENERATED]["cell_type"] == cell_type).any():
-            scores = {name: scores_of_set.reindex(rows["name"]) for name, scores_of_set in sets.items()}
-            numbers = pd.DataFrame({name: scores_of_set["n_cells"] for name, scores_of_set in scores.items()})
-            numbers["test"] = scores[GENERATED]["n_test"]
-            share = numbers.fillna(0) / numbers.sum().clip(lower=1)
-            columns = {("share", name): share[name] for name in ("test", FLOOR, GENERATED)}
-            columns |= {(score, name): scores[name][score] for score in POPULATION_SCORES for name in scores}
-            tables[cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
+        known = values.reindex(rows["name"])
+        if len(rows) > 1 and len(table) and known[GENERATED, "share"].notna().any():
+            columns = {("share", "test"): known[GENERATED, "share_test"]}
+            columns |= {("share", name): known[name, "share"].fillna(0) for name in (FLOOR, GENERATED)}
+            columns |= {(score, name): known[name, score] for score in POPULATION_SCORES for name in (FLOOR, GENERATED)}
+            tables[cell_type] = pd.DataFrame({("n_test", ""): known[GENERATED, "n_test"], **columns})
     return tables
 
 
@@ -310,7 +310,7 @@ def cells_left_out(results: Results) -> list[tuple[int, str]]:
 def cells_for_verdict(results: Results) -> int | None:
     """Return cells a type needs for a verdict; None without test cells."""
     test = setting(results, "test")
-    return ceil(LIMITS.min_cells / test) if test > 0 else None
+    return ceil(MIN_CELLS / test) if test > 0 else None
 
 
 def changed_settings(results: Results) -> list[dict[str, Any]]:

@@ -149,14 +149,14 @@ rule evaluate:
         branched=f"{RUN}/cells/branched.h5ad",
         compared=compared,
     output:
-        overall=f"{RUN}/{{comparison}}/overall.csv",
-        by_type=f"{RUN}/{{comparison}}/by_type.csv",
+        scores=f"{RUN}/{{comparison}}/scores.csv",
+        n_cells=f"{RUN}/{{comparison}}/n_cells.csv",
     log:
         f"{RUN}/logs/evaluate-{{comparison}}.log",
     benchmark:
         f"{RUN}/times/evaluate-{{comparison}}.tsv"
     params:
-        folder=subpath(output.overall, parent=True),
+        folder=subpath(output.scores, parent=True),
         compare=lambda wildcards, input: [f"--compare {Path(cells).stem}={cells}" for cells in input.compared],
         options=lambda wildcards: options("evaluate", DATASETS[wildcards.data]),
     shell:  # replaces files that are no outputs here, which Snakemake leaves

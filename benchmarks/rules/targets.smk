@@ -34,7 +34,7 @@ def files_of_runs(part, paths):
 
 # Data sets and seeds of each target, and its files in each run
 TARGETS = {
-    **{name: (part, [f"{RUN}/{name}/overall.csv"]) for name, part in COMPARISONS.items()},
+    **{name: (part, [f"{RUN}/{name}/scores.csv"]) for name, part in COMPARISONS.items()},
     **{name: (part, [f"{RUN}/{name}.csv"]) for name, part in STUDIES.items()},
     "responses": (RESPONSES, [f"{RUN}/responses.csv"]),
     "relations": (config["relations"], [f"{RUN}/relations.csv"]),

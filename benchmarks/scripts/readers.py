@@ -15,7 +15,8 @@ from verdicts import REAL
 from bdm.applications.audit.attacks import GENERATED as ATTACKED
 from bdm.applications.audit.audit import TABLES
 from bdm.data.cells import FLOOR
-from bdm.evaluation.verdict import LIMITS, Grade
+from bdm.evaluation.table import MODALITY, SCORES, TYPE, wide
+from bdm.evaluation.verdict import Grade
 from bdm.hierarchy.files import load_hierarchy
 
 MIN_TEST, FREQUENT = 5, 50  # minimum numbers of test cells for slope and energy distance
@@ -30,10 +31,18 @@ def study(run: Path, *, name: str) -> pd.DataFrame:
 # ---- comparisons by `bdm evaluate`
 
 
+def wide_scores(run: Path, comparison: str, kind: str, *index: str) -> pd.DataFrame:
+    """Read the scores of groups of a kind, ``index`` x methods with the floor first."""
+    table = pd.read_csv(run / comparison / "scores.csv")
+    return wide(table[table["kind"] == kind], *index).rename(columns=METHODS)
+
+
 def by_type_table(run: Path, comparison: str) -> pd.DataFrame:
     """Read the scores by type of all methods."""
-    table = pd.read_csv(run / comparison / "by_type.csv").rename(columns={"set": "method"})
-    return table.assign(method=table["method"].replace(METHODS))
+    scores = wide_scores(run, comparison, TYPE, "group", "score").rename_axis(columns="method")
+    table = scores.stack().unstack("score").rename_axis(["cell_type", "method"]).rename_axis(columns=None)
+    numbers = pd.read_csv(run / comparison / "n_cells.csv", index_col="cell_type")[["test", "train"]].add_prefix("n_")
+    return table.reset_index().join(numbers, on="cell_type")
 
 
 def scores_by_type(run: Path, *, comparison: str) -> pd.DataFrame:
@@ -46,7 +55,8 @@ def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.
 
     ``steps`` are training steps by method.
     """
-    table = pd.read_csv(run / comparison / "overall.csv", index_col="metric").rename(columns=METHODS)
+    table = wide_scores(run, comparison, "all", "score")
+    table.loc["f1_ratio"] = table.loc["f1"] / table.loc["f1", FLOOR]
     by_type = by_type_table(run, comparison)
     enough, frequent = (by_type[by_type["n_test"] >= fewest] for fewest in (MIN_TEST, FREQUENT))
     table.loc["slope_by_type"] = enough.groupby("method")["slope"].mean()
@@ -61,8 +71,8 @@ def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.
 
 def scores_of_modalities(run: Path) -> pd.DataFrame:
     """Read the scores of each modality."""
-    table = pd.read_csv(run / "modalities" / "modalities.csv").rename(columns=METHODS)
-    return table.melt(["modality", "score"], var_name="method").dropna(subset="value")
+    table = wide_scores(run, "modalities", MODALITY, "group", "score").rename_axis(["modality", "score"])
+    return table.reset_index().melt(["modality", "score"], var_name="method").dropna(subset="value")
 
 
 def predicted_proteins(run: Path) -> pd.DataFrame:
@@ -129,7 +139,7 @@ def facts_of_many(run: Path) -> pd.DataFrame:
     cell_types = tuple(sorted(hierarchy.cell_types))
     truth, _, _ = sample_truth(cell_types, many_types(len(cell_types), 1), seed=seed)
     trees = TreeComparison.from_trees(hierarchy, truth)
-    overall = pd.read_csv(run / "many/overall.csv", index_col="metric").rename(columns=METHODS)
+    overall = wide_scores(run, "many", "all", "score")
     shown = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")
     facts = {
         "types": len(cell_types),
@@ -196,7 +206,7 @@ def grades(rows: pd.DataFrame) -> pd.DataFrame:
     floors = runs.xs(FLOOR, level="method")
     graded = []
     for (data, seed, method), run in runs.drop(FLOOR, level="method").iterrows():
-        limits = {score: LIMITS.by_score[score] for score in ("forest_auc", "gene_auc")}
+        limits = {score: SCORES[score] for score in ("forest_auc", "gene_auc")}
         worst = max(
             Grade.from_excess(
                 limit.excess(run[score], floors.at[(data, seed), score]), same=limit.same, near=limit.near

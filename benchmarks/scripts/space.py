@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ from bdm.data.cells import FLOOR
 from bdm.data.prepare import read_prepared
 from bdm.data.space import POSITIONS, SECTION
 from bdm.evaluation.metrics import PairDistances
-from bdm.evaluation.space_scores import MIN_DETECTED, SpaceStatistics, compare_statistics, score_floor
+from bdm.evaluation.space_scores import (
+    MIN_CELLS,
+    MIN_DETECTED,
+    SpaceStatistics,
+    compare_statistics,
+    rows_by_section,
+)
 from bdm.model.model import BranchedModel
 
 MIN_CELLS_OF_BLOCK = 8
@@ -93,6 +100,17 @@ def score_training_positions(
     for by_method in (in_space, realism, {BDM: surface_scores(model)}):
         for method, scores in by_method.items():
             yield from ({"method": method, "score": name, "value": value} for name, value in scores.items())
+
+
+def score_floor(real: AnnData, *, seed: int) -> dict[str, float]:
+    """Score sections of real cells against each other, or two random halves of a single section."""
+    parts = [real[rows] for rows in rows_by_section(real.obs) if len(rows) >= MIN_CELLS]
+    if len(parts) < 2:
+        halves = np.array_split(np.random.default_rng(seed).permutation(real.n_obs), 2)
+        parts = [real[np.sort(rows)] for rows in halves]
+    statistics = [SpaceStatistics.from_cells(part, seed=seed) for part in parts]
+    pairs = [compare_statistics(*pair)[0] for pair in permutations(statistics, 2)]
+    return {str(score): float(value) for score, value in pd.DataFrame(pairs).mean().items()}
 
 
 def surface_scores(model: BranchedModel) -> dict[str, float]:

@@ -14,7 +14,7 @@ from tidy import RARE
 from bdm.applications.audit.attacks import ATTACKS
 from bdm.applications.relations.gaussian_process import SIZES
 from bdm.data.cells import FLOOR
-from bdm.evaluation.scores import SCORE_TITLES
+from bdm.evaluation.table import SCORES as BDM_SCORES
 
 Rows = pd.DataFrame
 
@@ -158,14 +158,14 @@ FLOOR_NOTE = (
     "The floor is real training cells, scored as generated cells. Numbers are means over seeds, with the range."
 )
 SCORES = {
-    "energy": SCORE_TITLES["energy"],
+    "energy": BDM_SCORES["energy"].title,
     "energy_frequent": "Energy distance of types with 50 test cells or more, weighted by test cells",
-    **{score: SCORE_TITLES[score] for score in ("forest_auc", "gene_auc", "slope")},
+    **{score: BDM_SCORES[score].title for score in ("forest_auc", "gene_auc", "slope")},
     "slope_by_type": "Slope by type",
-    "fold_change_correlation": SCORE_TITLES["fold_change_correlation"],
-    "gene_correlation": SCORE_TITLES["gene_correlation"],
+    "fold_change_correlation": BDM_SCORES["fold_change_correlation"].title,
+    "gene_correlation": BDM_SCORES["gene_correlation"].title,
     "f1_ratio": "F1 ratio",
-    "memorisation": SCORE_TITLES["memorisation"],
+    "memorisation": BDM_SCORES["memorisation"].title,
     "training_seconds": "Training, s",
     "training_cpu_seconds": "Training, processor s",
     "generation_seconds": "Generation, s",
@@ -173,8 +173,8 @@ SCORES = {
     "memory_mb": "Peak memory, MB",
 }
 REALISM = {
-    "forest_auc": SCORE_TITLES["forest_auc"],
-    "gene_auc": SCORE_TITLES["gene_auc"],
+    "forest_auc": BDM_SCORES["forest_auc"].title,
+    "gene_auc": BDM_SCORES["gene_auc"].title,
     "pooled_energy": "Energy distance of all cells",
 }
 GRADES = Table(
@@ -460,7 +460,7 @@ STUDIES = {
             scores={
                 **REALISM,
                 "variance": "Variance of expressed genes within types, relative to training cells",
-                "outlying": SCORE_TITLES["outlying_counts"],
+                "outlying": BDM_SCORES["outlying_counts"].title,
                 "relative_slope": "Slope of gene-gene correlations within types, relative to training cells",
                 "training_seconds": "Training, s",
                 "training_cpu_seconds": "Training, processor s",

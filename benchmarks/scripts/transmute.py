@@ -21,8 +21,9 @@ from bdm.applications.transmutation.transmute import (
     transmuted_blocks,
 )
 from bdm.data.cell_sets import read_real_cells
-from bdm.data.cells import Cells
+from bdm.data.cells import FLOOR, Cells
 from bdm.data.prepare import read_prepared
+from bdm.evaluation.table import TYPE
 from bdm.model.model import BranchedModel, load_model
 from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys
@@ -114,11 +115,21 @@ def main(
             for name, model, strategy in strategies(*models, alike)
         }
         try:
-            table = evaluate_transmutation(real, sets, new, seed=seed).table
+            scores = evaluate_transmutation(real, sets, new, seed=seed).scores
         except InputError as too_few:
             print(too_few)
             continue
-        tables.append(table.reset_index().rename(columns={"set": "method"}).assign(to=new))
+        scores = scores[scores["kind"] == TYPE]
+        wide = scores.pivot(index=["group", "set"], columns="score", values="value")
+        floors = (
+            scores.groupby(["group", "score"])["floor"]
+            .first()
+            .unstack()
+            .assign(set=FLOOR)
+            .set_index("set", append=True)
+        )
+        table = pd.concat([wide, floors]).rename_axis(["original_type", "method"]).rename_axis(columns=None)
+        tables.append(table.reset_index().assign(to=new))
     write_rows(tidy(pd.concat(tables), ["method", "original_type", "to"]), out)
 
 

@@ -13,12 +13,13 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.data.prepare import gene_names, read_prepared
 from bdm.evaluation.evaluate import Evaluation, evaluate
-from bdm.evaluation.verdict import LIMITS, Grade
+from bdm.evaluation.table import MIN_CELLS
+from bdm.evaluation.verdict import Grade
 from bdm.settings import EvaluationSettings
 
 ALL = "all cells"
 REAL = "real cells"
-BOUNDS = (LIMITS.min_cells, 35, 100, 300)  # minimum cells per type in each group of verdicts
+BOUNDS = (MIN_CELLS, 35, 100, 300)  # minimum cells per type in each group of verdicts
 SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of cells per type
 SLOPES = np.linspace(-2, 8, 101)  # of log weights along the main axis
 Fault = Callable[[Cells, Cells, np.random.Generator], Cells]
@@ -152,7 +153,7 @@ def verdicts_of(evaluation: Evaluation, name: str) -> pd.DataFrame:
             "large": 100 * (verdict.grade == Grade.DIFFERS),
         }
         for cell_type, verdict in verdicts.items()
-        if verdict.n_cells >= LIMITS.min_cells
+        if verdict.n_cells >= MIN_CELLS
     ]
     return pd.DataFrame(rows)
 

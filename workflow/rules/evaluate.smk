@@ -7,22 +7,10 @@ rule evaluate:
         evaluation="results/{dataset}/evaluation/evaluation.json",
         arrays="results/{dataset}/evaluation/evaluation.safetensors",
         n_cells="results/{dataset}/evaluation/n_cells.csv",
-        overall=in_archive("results/{dataset}/evaluation/overall.csv", "Evaluation", "scores (table)"),
+        scores=in_archive(
+            "results/{dataset}/evaluation/scores.csv", "Evaluation", "scores (table)", caption="evaluation_scores"
+        ),
         overall_figure=in_archive("results/{dataset}/evaluation/overall.png", "Evaluation", "scores (figure)"),
-        by_type=in_archive("results/{dataset}/evaluation/by_type.csv", "Evaluation", "scores by cell type (table)"),
-        by_population=in_archive(
-            "results/{dataset}/evaluation/by_population.csv", "Evaluation", "scores by sub-population (table)"
-        ),
-        by_covariate=in_archive(
-            "results/{dataset}/evaluation/by_covariate.csv", "Evaluation", "scores along covariates (table)"
-        ),
-        covariates_figure=in_archive(
-            "results/{dataset}/evaluation/covariates.png", "Evaluation", "genes along covariates (figure)"
-        ),
-        space=in_archive("results/{dataset}/evaluation/space.csv", "Evaluation", "scores in space (table)"),
-        space_genes="results/{dataset}/evaluation/space_genes.csv",
-        space_figure=in_archive("results/{dataset}/evaluation/space.png", "Evaluation", "cells in space (figure)"),
-        modalities="results/{dataset}/evaluation/modalities.csv",
         umap=in_archive("results/{dataset}/evaluation/umap.png", "Evaluation", "map of cells (figure)"),
         by_type_figure=in_archive(
             "results/{dataset}/evaluation/by_type.png", "Evaluation", "scores by cell type (figure)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bdm._core.store import Result
 from bdm.data.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
+    TRANSMUTED,
     UNCHANGED,
     Cells,
     Populations,
@@ -29,7 +31,10 @@ from bdm.data.cells import (
 )
 from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
-from bdm.evaluation.metrics import PairDistances, fitted_pca, gene_statistics, joint_components
+from bdm.evaluation.metrics import fitted_pca, gene_statistics, joint_components
+from bdm.evaluation.scores import INDEPENDENT, energy_scores, fold_change_scores
+from bdm.evaluation.table import MODALITY, TYPE, Row, floor_of, score_rows, score_table, wide
+from bdm.evaluation.verdict import Verdict, verdict
 
 logger = logging.getLogger(__name__)
 
@@ -46,38 +51,43 @@ class TransmutationEvaluation(Result):
     ----------
     to
         New cell type or sub-population.
-    table
-        Scores (see ``score_transmutation``) and ``n_cells``, with the index (``original_type``, ``set``). Sets are
-        the floor (training cells of the new type), the transmuted sets, and ``unchanged`` (cells before transmutation).
+    scores
+        Table of scores as :attr:`bdm.evaluation.evaluate.Evaluation.scores`, see ``score_transmutation``. A
+        ``group`` is an original type, and with several modalities also a type and a further modality. Sets are the
+        transmuted sets and ``unchanged`` (cells before transmutation); the floor is as many training cells of the new
+        type.
     fold_changes
         Genes that differ most between the two types, by ``original_type``, ``set`` and ``gene`` (``label`` in figures).
         ``log2_fold_change`` is from the original type to the set, ``log2_fold_change_test`` to test cells of the new
         type.
     provenance
         Version, packages and seed, with checksums and settings of the transmuted files.
-    modalities
-        ``table`` of each modality; None for RNA alone. With several modalities, the other tables are of the first.
     """
 
     kind = "transmutation"
 
     to: str
-    table: pd.DataFrame
+    scores: pd.DataFrame
     fold_changes: pd.DataFrame
     provenance: dict[str, Any]
-    modalities: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
-        return f"Transmuted to {self.to}:\n{self.table.to_string(float_format='{:.3f}'.format)}"
+        names = [name for name in self.scores["set"].unique() if name != UNCHANGED]
+        lines = [f"Transmuted to {self.to}", *(f"{name}: {self.verdict(name).text}" for name in names)]
+        table = wide(self.scores, "group", "score").dropna(how="all").rename_axis([None, None])
+        return "\n".join([*lines, table.to_string(float_format="{:.3f}".format)])
 
     @property
     def original_types(self) -> list[str]:
         """Original cell types."""
-        return list(self.table.index.unique("original_type"))
+        return list(self.scores.loc[self.scores["kind"] == TYPE, "group"].unique())
+
+    def verdict(self, name: str = TRANSMUTED) -> Verdict:
+        """Compare a set with training cells of the new type, in words; the worst original type decides."""
+        return verdict(self.scores[self.scores["set"] == name])
 
     def _write_tables(self, folder: Path) -> None:
-        table = self.table if self.modalities is None else self.modalities
-        write_table(table, folder / "scores.csv", index=True)
+        write_table(self.scores, folder / "scores.csv")
 
 
 @dataclass(frozen=True)
@@ -112,52 +122,53 @@ def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
     """Compare sets of transmuted cells with test cells of their new type or sub-population, a label of ``real``."""
-    modalities = modalities_of(real.names.var)
-    results = []
-    for modality in modalities:
-        features = {name: cells.of_modality(modality) for name, cells in transmuted.items()}
-        results.append(compare_with_new_type(real.of_modality(modality), features, to, seed=seed))
-    (table, changes), names = results[0], [modality.name for modality in modalities]
-    tables = pd.concat([table for table, _ in results], keys=names, names=["modality"])
-    return TransmutationEvaluation(
-        to=to,
-        table=table,
-        fold_changes=changes,
-        provenance=provenance(seed=seed),
-        modalities=tables if len(names) > 1 else None,
-    )
-
-
-def compare_with_new_type(
-    real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Compute scores and fold changes of a modality, see :class:`TransmutationEvaluation`."""
-    rows, changes = {}, []
-    for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])).tolist():
-        pairs = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
-        sets = {name: (after, before) for name, (after, before) in pairs.items() if len(after) >= MIN_CELLS_FOR_MEANS}
-        n_training = int(real.training.n_by_type.get(original_type, 0))
+    rows, changes = list[Row](), []
+    types = pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])).tolist()
+    for modality, original in product(modalities := modalities_of(real.names.var), types):
+        part, pairs = real.of_modality(modality), {}
+        for name, cells in transmuted.items():
+            pairs[name] = cells.of_modality(modality).cells_of_type(original)
+        sets = {name: pair for name, pair in pairs.items() if len(pair[0]) >= MIN_CELLS_FOR_MEANS}
+        n_training = int(part.training.n_by_type.get(original, 0))
         if not sets or n_training < MIN_CELLS_FOR_MEANS:
             n_cells = max(len(after) for after, _ in pairs.values())
             numbers = f"{counted(n_cells, 'transmuted cell')} and {counted(n_training, 'training cell')}"
             message = "Not evaluated: cells of %s, with %s; %d of each are needed."
-            logger.warning(message, original_type, numbers, MIN_CELLS_FOR_MEANS)
+            logger.warning(message, original, numbers, MIN_CELLS_FOR_MEANS)
             continue
-        ends, (_, unchanged) = select_endpoints(real, original_type, to), next(iter(sets.values()))
-        for name, (after, before) in {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}.items():
-            if name != UNCHANGED:
-                genes = {"gene": real.genes[ends.changed], "label": real.names.labels.iloc[ends.changed].to_numpy()}
+        ends, (_, unchanged) = select_endpoints(part, original, to), next(iter(sets.values()))
+        is_first = modality == modalities[0]
+        where = {"kind": TYPE, "group": original}
+        if not is_first:
+            where = {"kind": MODALITY, "group": f"{original}, {modality.name}"}
+        for name, (after, before) in {**sets, UNCHANGED: (unchanged, unchanged)}.items():
+            n_cells = min(len(after), len(ends.new))  # the floor is of as many cells
+            query, floor = (sample(cells, n_cells, seed=seed) for cells in (after, ends.new))
+            scores = score_transmutation(query, ends, seed=seed) | position_correlations(before, after, ends, seed=seed)
+            rows += score_rows(scores, **where, set=name, n_cells=n_cells)
+            floors = score_transmutation(floor, ends, seed=seed)
+            rows += score_rows(floors, **where, set=floor_of(name), n_cells=n_cells)
+        for name, after in {FLOOR: ends.new, **{name: after for name, (after, _) in sets.items()}}.items():
+            if is_first:
                 agreement = fold_changes(after, ends)
+                genes = {"gene": part.genes[ends.changed], "label": part.names.labels.iloc[ends.changed].to_numpy()}
                 values = {"log2_fold_change": agreement.query, "log2_fold_change_test": agreement.test}
-                changes.append(pd.DataFrame({**genes, **values, "original_type": original_type, "set": name}))
-            scores = score_transmutation(after, ends, before=before, seed=seed)
-            rows[original_type, name] = {"n_cells": len(after), **scores}
+                changes.append(pd.DataFrame({**genes, **values, "original_type": original, "set": name}))
     if not rows:
         raise InputError(
             f"No type has {MIN_CELLS_FOR_MEANS} transmuted and as many training cells; transmute more cells."
         )
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
-    return table, pd.concat(changes, ignore_index=True)
+    return TransmutationEvaluation(
+        to=to,
+        scores=score_table(rows, [*transmuted, UNCHANGED]),
+        fold_changes=pd.concat(changes, ignore_index=True),
+        provenance=provenance(seed=seed),
+    )
+
+
+def sample(cells: Cells, number: int, *, seed: int) -> Cells:
+    """Sample a number of cells."""
+    return cells[np.sort(np.random.default_rng(seed).permutation(len(cells))[:number])]
 
 
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
@@ -180,38 +191,26 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     return Endpoints(old, new, test, np.argsort(-difference, kind="stable")[:N_CHANGED])
 
 
-def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
+def score_transmutation(query: Cells, ends: Endpoints, *, seed: int) -> dict[str, float]:
     """Score transmuted cells against test cells of their new type.
 
-    Returns
-    -------
-    Scores by name. Means, variances, slope and sign are of the genes that differ most:
+    Means, variances and fold changes are of the genes that differ most:
 
-    - ``energy``: energy distance in joint principal components.
+    - ``energy``, ``relative_energy``: energy distance in joint principal components.
     - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
-    - ``slope``, ``sign``: regression slope of log fold changes from the original type, and fraction with the same sign.
-    - ``library_kept``: correlation of log library sizes before and after; NaN without ``before``.
-    - ``variation_kept``: correlation of principal components of the variation within types, weighted by variance.
+    - ``slope``, ``fold_change_correlation``, ``sign``: regression slope and correlation of log fold changes from the
+      original type, and fraction with the same sign.
     """
     statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
-    kept = (np.nan, np.nan) if before is None else position_correlations(before, query, ends, seed=seed)
+    n_cells = min(len(query), len(ends.test), MAX_COMPARED)
+    pair = (sample(cells, n_cells, seed=seed).expression for cells in (query, ends.test))
     return {
-        "energy": PairDistances.between(*compared_components(query, ends.test, seed=seed)).energy,
+        **{name: value for name, value in energy_scores(*joint_components(*pair, seed=seed)).items() if name != "mmd"},
         "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
         "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
-        "slope": changes.slope,
+        **fold_change_scores(changes, independent=INDEPENDENT),
         "sign": float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
-        "library_kept": kept[0],
-        "variation_kept": kept[1],
     }
-
-
-def compared_components(query: Cells, test: Cells, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute joint principal components of equal numbers of cells."""
-    n_cells = min(len(query), len(test), MAX_COMPARED)
-    generator = np.random.default_rng(seed)
-    query, test = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (query, test))
-    return joint_components(query.expression, test.expression, seed=seed)
 
 
 def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
@@ -222,15 +221,20 @@ def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
     return Agreement(new - old, expected - old)
 
 
-def position_correlations(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> tuple[float, float]:
-    """Correlate library sizes and positions within types, before and after transmutation."""
+def position_correlations(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> dict[str, float]:
+    """Correlate cells before and after transmutation.
+
+    - ``library_kept``: correlation of log library sizes.
+    - ``variation_kept``: correlation of principal components of the variation within types, weighted by variance.
+    """
     sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
     expression = [cells.expression.toarray() for cells in (ends.old, ends.new)]
     within_types = sparse.csr_matrix(np.concatenate([values - values.mean(axis=0) for values in expression]))
     pca = fitted_pca(within_types, n_components=N_COMPONENTS, seed=seed)
     components = pca.transform(before.expression).T, pca.transform(after.expression).T
     correlations = [Agreement(a, b).correlation for a, b in zip(*components, strict=True)]
-    return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
+    variation = float(np.average(correlations, weights=pca.explained_variance_))
+    return {"library_kept": Agreement(*sizes).correlation, "variation_kept": variation}
 
 
 # ---- content of transmuted cells
