@@ -116,7 +116,7 @@ def test_positions_shuffled_within_types_are_seen(cells, seed):
     rng = np.random.default_rng(seed)
     slopes = rng.normal(0, 1, cells.counts.shape[1])[:200]
     placed = []
-    for number in (1500, 600, 600):
+    for number in (2400, 1200, 1500):
         xy = rng.random((number, 2))
         rows = rng.integers(len(cells), size=number)
         rates = (cells.counts[rows][:, :200].toarray() + 0.1) * np.exp((xy[:, :1] - 0.5) * slopes)
@@ -124,16 +124,22 @@ def test_positions_shuffled_within_types_are_seen(cells, seed):
         counts = sparse.csr_matrix(rng.poisson(rates), dtype=np.float32)
         placed.append(Cells(counts, cells.cell_type[rows], positions=positions))
     training, test, generated = placed
-    order = np.arange(len(generated))
-    for name in generated.n_by_type.index:
-        order[generated.cell_type == name] = rng.permutation(order[generated.cell_type == name])
-    shuffled = replace(generated, positions=generated.positions.iloc[order].reset_index(drop=True))
-    sets = {"real": generated, "shuffled": shuffled}
+
+    def shuffled(share: float) -> Cells:
+        order, is_shuffled = np.arange(len(generated)), rng.random(len(generated)) < share
+        for name in generated.n_by_type.index:
+            rows = np.flatnonzero((generated.cell_type == name) & is_shuffled)
+            order[rows] = rng.permutation(rows)
+        return replace(generated, positions=generated.positions.iloc[order].reset_index(drop=True))
+
+    sets = {"real": generated, "shuffled": shuffled(1.0), "half": shuffled(0.5)}
     real = RealCells(training, test, GeneNames(pd.DataFrame(index=map(str, range(200)))))
     found = judge(score_space(real, sets, most=10_000, seed=seed)[0], sets)
     assert found["real"].grade == Grade.SAME
     assert found["shuffled"].grade == Grade.DIFFERS
     assert "Moran's I within types: r (positions)" in found["shuffled"].worst_scores
+    assert found["half"].grade == Grade.DIFFERS
+    assert "Moran's I within types: slope (positions)" in found["half"].worst_scores
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -59,6 +59,13 @@ class Agreement:
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.cov(self.test, self.query)[0, 1] / np.var(self.test, ddof=1))
 
+    def slope_chance(self, *, independent: float) -> float:
+        """Compute the standard deviation of the difference of two such slopes, as :meth:`correlation_chance`."""
+        if len(self.test) < 2 or not self.test.std() > 0:
+            return float("nan")
+        unexplained = self.query.var() * (1 - self.correlation**2) / self.test.var()
+        return float(np.sqrt(2 * unexplained / max(independent * len(self.test) - 3, 1)))
+
     @property
     def rmse(self) -> float:
         """Root mean squared difference."""

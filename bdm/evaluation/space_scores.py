@@ -159,7 +159,8 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
         known = agreement.subset(np.isfinite(agreement.query) & np.isfinite(agreement.test))
         chance = known.correlation_chance(independent=INDEPENDENT)
         scores |= {f"{name}_correlation": known.correlation, f"{name}_correlation_chance": chance}
-        scores[f"{name}_slope"] = known.slope
+        chance = known.slope_chance(independent=INDEPENDENT)
+        scores |= {f"{name}_slope": known.slope, f"{name}_slope_chance": chance}
         means = pd.DataFrame({"query": known.query, "real": known.test}).mean()
         scores |= {f"{name}_mean": float(means["query"]), f"{name}_mean_real": float(means["real"])}
     for name, neighbours in {"distance": query.neighbours, "distance_permuted": real.neighbours_permuted}.items():

@@ -99,6 +99,11 @@ def correlation_score(name: str, about: str = "", *, needs: str) -> Score:
     return Score(name, 1, 0.05, 0.15, 0.4, higher=False, deviation_of="floor", needs=needs, about=about)
 
 
+def slope_score(name: str, about: str = "", **options: Any) -> Score:
+    """Return a judged slope, whose limits are shares of the floor's."""
+    return Score(name, 1, 0.2, 0.5, 0.4, higher=False, relative=True, about=about, **options)
+
+
 TYPES, GENES_IN_SPACE = "two cell types", "genes that vary in space"
 SCORES: dict[str, Score] = {
     "energy": Score("energy distance", 0),
@@ -139,12 +144,10 @@ SCORES: dict[str, Score] = {
     "library_size_auc": auc_score(
         "AUC by library size", "How well library size alone separates generated from test cells of a type.", 0.45
     ),
-    "group_slope": Score(
-        *("slope of log fold changes", 1, 0.2, 0.5, 0.4),
-        higher=False,
-        relative=True,
+    "group_slope": slope_score(
+        "slope of log fold changes",
+        "Log fold changes between groups within a type, relative to test cells.",
         needs="ten cells of a type in two groups",
-        about="Log fold changes between groups within a type, relative to test cells.",
     ),
     "donor_slope": Score(
         *("resemblance of one donor", 0, 0.15, 0.35, 0.4),
@@ -163,13 +166,17 @@ SCORES: dict[str, Score] = {
     "moran_correlation": correlation_score(
         "Moran's I: r", "Agreement with real cells in Moran's I, over genes.", needs=GENES_IN_SPACE
     ),
-    "moran_slope": Score("Moran's I: slope", 1, needs=GENES_IN_SPACE),
+    "moran_slope": slope_score(
+        "Moran's I: slope", "Whether Moran's I is as high.", needs=GENES_IN_SPACE, deviation_of="floor"
+    ),
     "moran_mean": Score("Moran's I: mean", needs=GENES_IN_SPACE),
     "moran_mean_real": Score("Moran's I: mean in real cells", needs=GENES_IN_SPACE),
     "moran_within_correlation": correlation_score(
         "Moran's I within types: r", "The same among neighbours of a type.", needs="types of 50 cells"
     ),
-    "moran_within_slope": Score("Moran's I within types: slope", 1, needs="types of 50 cells"),
+    "moran_within_slope": slope_score(
+        "Moran's I within types: slope", "The same within types.", needs="types of 50 cells", deviation_of="floor"
+    ),
     "moran_within_mean": Score("Moran's I within types: mean", needs="types of 50 cells"),
     "moran_within_mean_real": Score("Moran's I within types: mean in real cells", needs="types of 50 cells"),
     "neighbourhood_distance": Score(
