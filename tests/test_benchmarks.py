@@ -284,6 +284,7 @@ STUDIES = {
         f"--cell-type '{NK}' --n-cells 12",
         "## F1 of a linear classifier\n\n| data | n_train | balanced | branched |",
     ),
+    "paper": ("prepared autoencoder", "--n-steps 20 --every 9", "| blood | branched, shared ancestors |"),
     "pbmc3k_protocol": ("prepared training", "", "| method | RBF-MMD | W2 |"),
     "populations": (
         "prepared autoencoder",

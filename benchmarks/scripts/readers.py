@@ -15,7 +15,7 @@ from verdicts import REAL
 from bdm.applications.audit.attacks import GENERATED as ATTACKED
 from bdm.applications.audit.audit import TABLES
 from bdm.data.cells import FLOOR
-from bdm.evaluation.table import MODALITY, SCORES, TYPE, wide
+from bdm.evaluation.table import SCORES, TYPE, wide
 from bdm.evaluation.verdict import Grade
 from bdm.hierarchy.files import load_hierarchy
 
@@ -69,10 +69,10 @@ def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.
     return rows.melt(id_vars="score", var_name="method").dropna(subset="value")[["method", "score", "value"]]
 
 
-def scores_of_modalities(run: Path) -> pd.DataFrame:
-    """Read the scores of each modality."""
-    table = wide_scores(run, "modalities", MODALITY, "group", "score").rename_axis(["modality", "score"])
-    return table.reset_index().melt(["modality", "score"], var_name="method").dropna(subset="value")
+def scores_of_groups(run: Path, *, comparison: str, kind: str) -> pd.DataFrame:
+    """Read the scores of each group of a kind, such as a modality or a batch."""
+    table = wide_scores(run, comparison, kind, "group", "score").rename_axis([kind, "score"])
+    return table.reset_index().melt([kind, "score"], var_name="method").dropna(subset="value")
 
 
 def predicted_proteins(run: Path) -> pd.DataFrame:

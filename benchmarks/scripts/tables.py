@@ -198,6 +198,12 @@ def comparison(name: str, steps: Mapping[str, list[str]], *tables: Table) -> Par
     return Part(read, (Table(FLOOR_NOTE, each="score", scores=SCORES), *tables))
 
 
+def groups(name: str, kind: str) -> Part:
+    """Show the scores of each group of a kind in a comparison."""
+    read = partial(readers.scores_of_groups, comparison=name, kind=kind)
+    return Part(read, (Table(f"# Scores by {kind}", ("data", kind, "score")),), name="scores")
+
+
 RARE_TYPES = Table(
     f"# Rare types: fewer than {RARE} training cells",
     ("data", "cell_type", "n_train", "n_test"),
@@ -213,7 +219,6 @@ PROPERTIES = Table(
 NETWORK = Table(
     "# Use of the network, and losses of held-out cells", ("data", "seed"), "score", shown=format_mean("{:.5g}")
 )
-MODALITIES = Table("# Scores by modality", ("data", "modality", "score"))
 PROTEINS = Table("RMSE and median correlation of log1p counts; coverage of 90% intervals.", ("method",), "score")
 COSTS = Table("Time and memory of each step.", ("step",), "data", each="score", scores=STEPS)
 FACTS = Table("# Trees, cells and files", ("score",), "data", shown=format_mean("{:.4g}"))
@@ -312,6 +317,17 @@ STUDIES = {
             ("data", "cell_type", "n_test"),
             each="score",
             scores={"energy": "Energy distance", "forest_auc": "Forest AUC"},
+        ),
+    ),
+    "paper": study(
+        "paper",
+        "Branched and linear diffusions",
+        Table(
+            "Sampling: evaluations of the network by cell, milliseconds of processor by 1,000 cells, and energy "
+            "distance to held-out cells. Added types: energy distance of known types before and after, of the new "
+            "type, and processor seconds.",
+            ("data", "method"),
+            "score",
         ),
     ),
     "few_cells": study(
@@ -522,7 +538,14 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
             "Cells of several modalities",
             (
                 comparison("modalities", steps),
-                Part(readers.scores_of_modalities, (MODALITIES,), name="scores"),
+                groups("modalities", "modality"),
+            ),
+        ),
+        "batches": Target(
+            "Cells of several batches",
+            (
+                comparison("batches", steps),
+                groups("batches", "batch"),
             ),
         ),
         "priors": Target("Priors of the same latents", (comparison("priors", steps), network)),
