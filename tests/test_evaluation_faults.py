@@ -90,8 +90,8 @@ def test_a_batch_at_half_its_depth_and_weak_effects_of_batches_are_seen(cells, s
 def test_copies_and_cells_of_one_donor_are_seen(cells, seed):
     of = parts(cells, seed, "donor", 4, sd=0.5)
     one = replace(of["training"][of["training"].donor == "2"], donor=None)  # training cells, without labels
-    other = parts(cells, seed, "donor", 4, sd=0.5)["real"]
-    sets = {"real": of["real"], "copies": of["training"], "one": one, "other": other[other.donor == "2"]}
+    other = of["real"][of["real"].donor == "2"]
+    sets = {"real": of["real"], "copies": of["training"], "one": one, "other": other}
     real, settings = real_cells(of), EvaluationSettings(n_repeats=1)
     resamples = draw_resamples(real, sets, settings, seed=seed)
     rows = [

@@ -66,9 +66,10 @@ def generate(
     numbers, loaded = parse_cells(cells), load_model(model, device=device)
     check_form(out, loaded.form)
     like = None if cells_like is None else read_cells(cells_like, on_disk=True)
+    requested: object = like if cells_from is None else read_request(cells_from)
     request = request_cells(
         loaded,
-        read_request(cells_from) if cells_from else like if like is not None else numbers or None,
+        numbers if cells else requested,
         new_locations=new_locations,
         at=parse_at(at),
         extrapolate=extrapolate,

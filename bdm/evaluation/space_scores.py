@@ -99,16 +99,12 @@ def score_space(
     half, other_half = pool[first], pool[np.setdiff1d(np.arange(len(pool)), first)]
     rows, tables, placed = [], [], {}
     for name, cells in generated.items():
-        numbers = (
-            pd.Series(0)
-            if cells.positions is None
-            else smaller_numbers(sections(cells).value_counts(), sections(half).value_counts())
-        )
+        if cells.positions is None:
+            rows.append(not_compared(name, "not in this set"))
+            continue
+        numbers = smaller_numbers(sections(cells).value_counts(), sections(half).value_counts())
         if numbers.sum() < MIN_CELLS:
-            reason = (
-                "not in this set" if cells.positions is None else f"{numbers.sum()} cells in sections of real cells"
-            )
-            rows.append(not_compared(name, reason))
+            rows.append(not_compared(name, f"{numbers.sum()} cells in sections of real cells"))
             continue
         placed[name], reference, floor = (
             put(each[sample_rows(each, numbers, seed=seed)]) for each in (cells, half, other_half)
