@@ -1,7 +1,9 @@
 """Scores of a set of query cells: overall, by type, and along covariates."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +26,7 @@ from bdm.evaluation.metrics import (
     marker_fold_changes,
     variance_ratios,
 )
-from bdm.evaluation.resamples import SizeLimits, match, sample_at_most
+from bdm.evaluation.resamples import SIZE_LIMITS, SizeLimits, match, sample_at_most
 from bdm.evaluation.table import ALL, EVERY, MANY_CELLS, POPULATION, TYPE, Row, score_rows
 
 # Effective share of independent fold changes among the markers of one type and of all types, measured on real cells
@@ -55,9 +57,9 @@ class Reference:
     """
 
     test: Cells
-    markers: dict[str, np.ndarray]  # by cell type
-    variable_genes: np.ndarray
-    size_limits: SizeLimits
+    markers: dict[str, np.ndarray] = field(default_factory=dict)  # by cell type
+    variable_genes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
+    size_limits: SizeLimits = SIZE_LIMITS
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Comparison:
     test: Cells
     reference: Reference
     seed: int
+
+    @classmethod
+    def between(cls, query: Cells, reference: Reference, *, seed: int) -> Comparison:
+        """Sample query cells and test cells to equal numbers per type."""
+        return cls(*match(query, reference.test, seed=seed), reference, seed)
 
     @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +110,7 @@ def score_cells(query: Cells, reference: Reference, name: str, *, seed: int = 0)
 
     A sub-population also has its shares of the type's cells.
     """
-    comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
+    comparison = Comparison.between(query, reference, seed=seed)
     n_by_type = comparison.query.n_by_type
     by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}  # the types of test cells
     table = pd.DataFrame.from_dict(by_type, orient="index", columns=TYPE_SCORES, dtype=float)

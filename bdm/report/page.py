@@ -63,7 +63,7 @@ GRADES = {
 }
 SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN: "?"}
 
-TRANSMUTATION_SCORES = ("energy", "relative_energy", "mean_r2", "variance_r2", "slope", "sign")
+TRANSMUTATION_SCORES = ("energy", "relative_energy", "forest_auc", "mean_r2", "variance_r2", "slope", "sign")
 HEADINGS = {  # of tables of groups in the report
     MODALITY: "Modalities",
     BATCH: "Batches",

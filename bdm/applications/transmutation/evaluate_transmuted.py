@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,14 +32,16 @@ from bdm.data.cells import (
 )
 from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
-from bdm.evaluation.metrics import fitted_pca, gene_statistics, joint_components
-from bdm.evaluation.scores import INDEPENDENT, energy_scores, fold_change_scores
-from bdm.evaluation.table import MODALITY, TYPE, Row, floor_of, score_rows, score_table, wide
+from bdm.evaluation.metrics import fitted_pca, gene_statistics
+from bdm.evaluation.resamples import draw_resamples
+from bdm.evaluation.scores import INDEPENDENT, Comparison, Reference, fold_change_scores, score_group
+from bdm.evaluation.table import MODALITY, TYPE, Row, score_rows, score_table, wide
 from bdm.evaluation.verdict import Verdict, verdict
+from bdm.settings import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 
-MAX_COMPARED = 1000  # cells in energy distances
+ONE_RESAMPLE = EvaluationSettings(n_repeats=1)
 N_CHANGED = 100  # genes that differ most between the types
 N_COMPONENTS = 10  # principal components of the variation within types
 
@@ -52,10 +55,9 @@ class TransmutationEvaluation(Result):
     to
         New cell type or sub-population.
     scores
-        Table of scores as :attr:`bdm.evaluation.evaluate.Evaluation.scores`, see ``score_transmutation``. A
-        ``group`` is an original type, and with several modalities also a type and a further modality. Sets are the
-        transmuted sets and ``unchanged`` (cells before transmutation); the floor is as many training cells of the new
-        type.
+        Table of scores as :attr:`bdm.evaluation.evaluate.Evaluation.scores`, see ``score_sets``. A ``group`` is an
+        original type, and with several modalities also a type and a further modality. Sets are the transmuted sets and
+        ``unchanged`` (cells before transmutation); the floor is as many training cells of the new type.
     fold_changes
         Genes that differ most between the two types, by ``original_type``, ``set`` and ``gene`` (``label`` in figures).
         ``log2_fold_change`` is from the original type to the set, ``log2_fold_change_test`` to test cells of the new
@@ -101,10 +103,11 @@ class TransmutedCells:
         """Select the features of a modality."""
         return TransmutedCells(self.after.of_modality(modality), self.before.of_modality(modality))
 
-    def cells_of_type(self, original_type: str) -> tuple[Cells, Cells]:
-        """Select the cells of an original type, after and before."""
+    def of_type(self, original_type: str, to: str) -> TransmutedCells:
+        """Select the cells of an original type, labelled as cells of the new type ``to``."""
         rows = np.flatnonzero(self.before.cell_type == original_type)
-        return self.after[rows], self.before[rows]
+        label = np.full(len(rows), to)
+        return TransmutedCells(*(replace(cells[rows], cell_type=label) for cells in (self.after, self.before)))
 
 
 @dataclass(frozen=True)
@@ -121,36 +124,31 @@ class Endpoints:
 def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
-    """Compare sets of transmuted cells with test cells of their new type or sub-population, a label of ``real``."""
+    """Compare sets of transmuted cells with test cells of their new type or sub-population, a label of ``real``.
+
+    Transmuted cells of each original type, and the same cells before, are scored as generated cells of the new type.
+    """
     rows, changes = list[Row](), []
     types = pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])).tolist()
     for modality, original in product(modalities := modalities_of(real.names.var), types):
-        part, pairs = real.of_modality(modality), {}
-        for name, cells in transmuted.items():
-            pairs[name] = cells.of_modality(modality).cells_of_type(original)
-        sets = {name: pair for name, pair in pairs.items() if len(pair[0]) >= MIN_CELLS_FOR_MEANS}
+        part = real.of_modality(modality)
+        pairs = {name: cells.of_modality(modality).of_type(original, to) for name, cells in transmuted.items()}
+        sets = {name: pair for name, pair in pairs.items() if len(pair.after) >= MIN_CELLS_FOR_MEANS}
         n_training = int(part.training.n_by_type.get(original, 0))
         if not sets or n_training < MIN_CELLS_FOR_MEANS:
-            n_cells = max(len(after) for after, _ in pairs.values())
+            n_cells = max(len(pair.after) for pair in pairs.values())
             numbers = f"{counted(n_cells, 'transmuted cell')} and {counted(n_training, 'training cell')}"
             message = "Not evaluated: cells of %s, with %s; %d of each are needed."
             logger.warning(message, original, numbers, MIN_CELLS_FOR_MEANS)
             continue
-        ends, (_, unchanged) = select_endpoints(part, original, to), next(iter(sets.values()))
-        is_first = modality == modalities[0]
-        where = {"kind": TYPE, "group": original}
+        ends, before = select_endpoints(part, original, to), next(iter(sets.values())).before
+        where, is_first = {"kind": TYPE, "group": original}, modality == modalities[0]
         if not is_first:
             where = {"kind": MODALITY, "group": f"{original}, {modality.name}"}
-        for name, (after, before) in {**sets, UNCHANGED: (unchanged, unchanged)}.items():
-            n_cells = min(len(after), len(ends.new))  # the floor is of as many cells
-            query, floor = (sample(cells, n_cells, seed=seed) for cells in (after, ends.new))
-            scores = score_transmutation(query, ends, seed=seed) | position_correlations(before, after, ends, seed=seed)
-            rows += score_rows(scores, **where, set=name, n_cells=n_cells)
-            floors = score_transmutation(floor, ends, seed=seed)
-            rows += score_rows(floors, **where, set=floor_of(name), n_cells=n_cells)
-        for name, after in {FLOOR: ends.new, **{name: after for name, (after, _) in sets.items()}}.items():
+        rows += score_sets({**sets, UNCHANGED: TransmutedCells(before, before)}, ends, part, where, seed=seed)
+        for name, cells in {FLOOR: ends.new, **{name: pair.after for name, pair in sets.items()}}.items():
             if is_first:
-                agreement = fold_changes(after, ends)
+                agreement = fold_changes(cells, ends)
                 genes = {"gene": part.genes[ends.changed], "label": part.names.labels.iloc[ends.changed].to_numpy()}
                 values = {"log2_fold_change": agreement.query, "log2_fold_change_test": agreement.test}
                 changes.append(pd.DataFrame({**genes, **values, "original_type": original, "set": name}))
@@ -166,9 +164,32 @@ def evaluate_transmutation(
     )
 
 
-def sample(cells: Cells, number: int, *, seed: int) -> Cells:
-    """Sample a number of cells."""
-    return cells[np.sort(np.random.default_rng(seed).permutation(len(cells))[:number])]
+def score_sets(
+    sets: dict[str, TransmutedCells], ends: Endpoints, real: RealCells, where: dict[str, str], *, seed: int
+) -> Iterator[Row]:
+    """Yield the scores of cells of the new type by :func:`score_group`, and by the genes that differ most.
+
+    - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
+    - ``slope``, ``fold_change_correlation``, ``sign``: regression slope and correlation of log fold changes from the
+      original type, and fraction with the same sign.
+    - ``library_kept``, ``variation_kept``: see :func:`position_correlations`.
+    """
+    cells = {name: pair.after for name, pair in sets.items()}
+    [resample] = draw_resamples(replace(real, training=ends.new, test=ends.test), cells, ONE_RESAMPLE, seed=seed)
+    for name, query in resample.query.items():
+        comparison = Comparison.between(query, Reference(resample.test), seed=resample.seed)
+        masks = (np.ones(len(each), dtype=bool) for each in (comparison.query, comparison.test))
+        statistics, changes = gene_statistics(comparison.query, comparison.test), fold_changes(query, ends)
+        scores = {
+            **score_group(comparison, *masks),
+            "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
+            "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
+            **fold_change_scores(changes, independent=INDEPENDENT),
+            "sign": float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
+        }
+        if name in sets:
+            scores |= position_correlations(sets[name], ends, seed=seed)
+        yield from score_rows(scores, **where, set=name, n_cells=len(query))
 
 
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
@@ -191,28 +212,6 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     return Endpoints(old, new, test, np.argsort(-difference, kind="stable")[:N_CHANGED])
 
 
-def score_transmutation(query: Cells, ends: Endpoints, *, seed: int) -> dict[str, float]:
-    """Score transmuted cells against test cells of their new type.
-
-    Means, variances and fold changes are of the genes that differ most:
-
-    - ``energy``, ``relative_energy``: energy distance in joint principal components.
-    - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
-    - ``slope``, ``fold_change_correlation``, ``sign``: regression slope and correlation of log fold changes from the
-      original type, and fraction with the same sign.
-    """
-    statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
-    n_cells = min(len(query), len(ends.test), MAX_COMPARED)
-    pair = (sample(cells, n_cells, seed=seed).expression for cells in (query, ends.test))
-    return {
-        **{name: value for name, value in energy_scores(*joint_components(*pair, seed=seed)).items() if name != "mmd"},
-        "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
-        "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
-        **fold_change_scores(changes, independent=INDEPENDENT),
-        "sign": float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
-    }
-
-
 def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
     """Compute log2 fold changes (CP10k) from the original type to both sets."""
     old, new, expected = (
@@ -221,17 +220,17 @@ def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
     return Agreement(new - old, expected - old)
 
 
-def position_correlations(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> dict[str, float]:
+def position_correlations(pair: TransmutedCells, ends: Endpoints, *, seed: int) -> dict[str, float]:
     """Correlate cells before and after transmutation.
 
     - ``library_kept``: correlation of log library sizes.
     - ``variation_kept``: correlation of principal components of the variation within types, weighted by variance.
     """
-    sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
+    sizes = np.log(np.maximum([pair.before.library_size, pair.after.library_size], 1))
     expression = [cells.expression.toarray() for cells in (ends.old, ends.new)]
     within_types = sparse.csr_matrix(np.concatenate([values - values.mean(axis=0) for values in expression]))
     pca = fitted_pca(within_types, n_components=N_COMPONENTS, seed=seed)
-    components = pca.transform(before.expression).T, pca.transform(after.expression).T
+    components = pca.transform(pair.before.expression).T, pca.transform(pair.after.expression).T
     correlations = [Agreement(a, b).correlation for a, b in zip(*components, strict=True)]
     variation = float(np.average(correlations, weights=pca.explained_variance_))
     return {"library_kept": Agreement(*sizes).correlation, "variation_kept": variation}
