@@ -302,7 +302,7 @@ def test_page_shows_the_figures_that_commands_drew(page, full, results):
 
 
 def test_page_has_scores_in_space_if_cells_have_positions(results, text):
-    assert "Cells in space" not in text
+    assert "Positions" not in text
     where = {"kind": "space", "group": "all", "n_cells": 100}
     values = {"moran_correlation": (0.87, 0.98), "moran_within_correlation": (np.nan, np.nan)}
     rows = [
@@ -312,7 +312,7 @@ def test_page_has_scores_in_space_if_cells_have_positions(results, text):
     ]
     table = pd.concat([results.evaluation.scores, score_table(rows, [GENERATED])], ignore_index=True)
     page = report_page(replace(results, evaluation=replace(results.evaluation, scores=table)))
-    placed = page.partition("Cells in space")[2]
+    placed = page.partition("Positions")[2]
     [row] = rows_of(placed, "groups")  # without the score that has no value
     assert row[1:3] == ["Moran's I: r", "0.87 floor 0.98"]
 

@@ -66,6 +66,19 @@ class Agreement:
         unexplained = self.query.var() * (1 - self.correlation**2) / self.test.var()
         return float(np.sqrt(2 * unexplained / max(independent * len(self.test) - 3, 1)))
 
+    def scores(self, name: str, *, independent: float) -> dict[str, float]:
+        """Return the scores ``NAME_correlation`` and ``NAME_slope``, each with its standard deviation by chance."""
+        return {
+            f"{name}_correlation": self.correlation,
+            f"{name}_correlation_chance": self.correlation_chance(independent=independent),
+            f"{name}_slope": self.slope,
+            f"{name}_slope_chance": self.slope_chance(independent=independent),
+        }
+
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """Return columns of a table: ``NAME`` of query cells, and ``NAME_test`` of test cells."""
+        return {name: self.query, f"{name}_test": self.test}
+
     @property
     def rmse(self) -> float:
         """Root mean squared difference."""

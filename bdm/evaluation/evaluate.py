@@ -18,7 +18,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.progress import progress
 from bdm._core.store import Result
 from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populations, RealCells, TypedCells
-from bdm.data.gene_tests import marker_genes
+from bdm.data.gene_tests import Agreement, marker_genes
 from bdm.data.genes import GeneNames
 from bdm.data.modalities import has_modalities, modalities_of
 from bdm.evaluation.group_scores import score_groups
@@ -258,7 +258,7 @@ def gene_statistics_table(matched: dict[str, tuple[Cells, Cells]], names: GeneNa
     for name, (query, test) in matched.items():
         columns = {"set": name, "gene": names.index}
         for statistic, agreement in gene_statistics(query, test).items():
-            columns |= {statistic: agreement.query, f"{statistic}_test": agreement.test}
+            columns |= agreement.columns(statistic)
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -273,12 +273,11 @@ def fold_change_table(
     tables = []
     for name, (query, test) in matched.items():
         for cell_type, changes in marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).items():
-            columns = {"set": name, "cell_type": cell_type, "gene": genes[markers[cell_type]]}
-            columns |= {"log2_fold_change": changes.query, "log2_fold_change_test": changes.test}
-            tables.append(pd.DataFrame(columns))
+            where = {"set": name, "cell_type": cell_type, "gene": genes[markers[cell_type]]}
+            tables.append(pd.DataFrame(where | changes.columns("log2_fold_change")))
     if not tables:
-        texts, numbers = ("set", "cell_type", "gene"), ("log2_fold_change", "log2_fold_change_test")
-        return pd.DataFrame({**dict.fromkeys(texts, np.empty(0, object)), **dict.fromkeys(numbers, np.empty(0))})
+        none = dict.fromkeys(("set", "cell_type", "gene"), np.empty(0, object))
+        return pd.DataFrame(none | Agreement.pooled(()).columns("log2_fold_change"))
     return pd.concat(tables, ignore_index=True)
 
 

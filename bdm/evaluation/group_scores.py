@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from bdm.data.cells import MIN_CELLS_OF_TYPE, Cells, RealCells, TypedCells, sample_by_label, smaller_numbers
 from bdm.data.filters import capped
@@ -69,9 +71,11 @@ def score_groups(real: RealCells, generated: Mapping[str, TypedCells], *, most: 
     - ``forest_auc``: AUC of a random forest on principal components within a group;
     - ``relative_energy``: energy distance within types of a group;
     - ``library_size_auc``: AUC by library size within types of a group, above 0.5 whichever set has larger libraries;
-    - ``group_slope``: slope of log fold changes between each group and the others of a type, see :func:`group_slopes`;
+    - ``group_slope``: slope of log fold changes between each group and the others of a type;
     - ``donor_slope``: the same between all cells of a type and training cells, for the donor with the largest slope. It
       is near 1 for cells of one donor, whatever the cells' own donors.
+
+    Slopes are on :class:`GroupDifferences` of test cells and of training cells.
     """
     for kind, all_groups, labels in labels_of(real.test):
         for name, cells in generated.items():
@@ -127,7 +131,7 @@ def score_kind(
             yield from score_rows(
                 score_group(each, of_test, seed=seed), kind=kind, group=group, set=key, n_cells=len(each)
             )
-    slopes = group_slopes(labels, [query, *floors], test)
+    slopes = [*map(GroupDifferences.between(labels, test).group_slope, [query, *floors])]
     share = numbers.sum() / n_training.reindex(numbers.index).sum()
     yield from compared(slopes, share, "group_slope", kind=kind, group=all_groups, set=name, n_cells=len(query))
 
@@ -143,7 +147,7 @@ def score_donors(
     rows = [rest[sample_by_label(training.cell_type[rest], numbers, seed=seed + i)] for i in range(N_FLOORS)]
     reference, *floors = take_samples(training, [half, *rows])
     query = cells[sample_by_label(cells.cell_type, numbers, seed=seed)]
-    slopes = group_slopes(labels, [query, *floors], reference, by_group=True)
+    slopes = [*map(GroupDifferences.between(labels, reference).donor_slope, [query, *floors])]
     where = {"kind": DONOR, "group": EVERY, "set": name, "n_cells": len(query)}
     yield from compared(slopes, numbers.sum() / len(rest), "donor_slope", **where)
 
@@ -183,50 +187,66 @@ def score_group(query: Cells, test: Cells, *, seed: int) -> dict[str, float]:
 
 # ---- differences between groups
 
+Sums = tuple[np.ndarray, np.ndarray]  # numbers of cells, and sums of their CP10k, with a row for each group of a type
 
-def group_slopes(labels: Labels, sets: Sequence[Cells], test: Cells, *, by_group: bool = False) -> list[float]:
-    """Return the slope of log fold changes on those in test cells, for each set.
 
-    Fold changes are between each group and the other groups of a type with ten cells each, of the :data:`N_GENES`
-    genes that differ most in test cells, in units of their standard error there. With ``by_group``, fold
-    changes are between all cells of a type in a set, whatever their groups, and test cells, and the largest slope of a
-    group is returned.
+@dataclass(frozen=True)
+class GroupDifferences:
+    """Log fold changes between each group of test cells and the other groups of its type, in standard errors.
+
+    A row is a group of a type. It is 0 except in the :data:`N_GENES` genes that differ most, and without ten cells in
+    the group and in the others.
     """
-    index = pairs(labels, test).unique()
-    group, cell_type = (index.get_level_values(level).to_numpy() for level in (0, 1))
-    same_type = (cell_type[:, None] == cell_type).astype(np.float32)
 
-    def sums(cells: Cells, *, whole: bool = False, power: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        found = (
-            index.get_indexer(pairs(labels, cells))[None] == np.arange(len(index))[:, None]
-            if not whole
-            else cell_type[:, None] == cells.cell_type
-        )
-        return found.sum(axis=1, keepdims=True), np.asarray(found.astype(np.float32) @ cells.cp10k.power(power))
+    labels: Labels
+    index: pd.MultiIndex  # group and type of each row
+    same_type: np.ndarray  # rows x rows
+    all_groups: Sums  # test cells of the type
+    error: np.ndarray  # standard errors, rows x genes
+    x: np.ndarray  # rows x genes
 
-    def means(n: np.ndarray, total: np.ndarray) -> np.ndarray:
-        return np.asarray(total / np.maximum(n, 1) + PSEUDOCOUNT)
+    @classmethod
+    def between(cls, labels: Labels, test: Cells) -> GroupDifferences:
+        """Compare the groups of test cells."""
+        keys = pairs(labels, test)
+        index, cell_type = keys.unique(), keys.unique().get_level_values("cell_type").to_numpy()
+        same_type = (cell_type[:, None] == cell_type).astype(np.float32)
+        is_group = index.get_indexer(keys) == np.arange(len(index))[:, None]
+        n, total = own = sums(is_group, test.cp10k)
+        n_others, rest = others = same_type @ n - n, same_type @ total - total
+        variance = same_type @ (sums(is_group, test.cp10k.power(2))[1] - total**2 / n) / (n + n_others)
+        variance = np.maximum(variance * (1 / n + 1 / np.maximum(n_others, 1)), MIN_VARIANCE)
+        error = np.sqrt(variance) / means(own)
+        x = np.log(means(own) / means(others)) / error
+        x *= np.argsort(np.argsort(-np.abs(x), axis=1, kind="stable"), axis=1) < N_GENES
+        x *= np.minimum(n, n_others) >= MIN_CELLS
+        return cls(labels, index, same_type, (n + n_others, total + rest), error, x)
 
-    n, total = sums(test)
-    n_others, others = same_type @ n - n, same_type @ total - total
-    known = (np.minimum(n, n_others) >= MIN_CELLS).ravel()
-    if not known.any():
-        return [np.nan] * len(sets)
-    spread = same_type @ (sums(test, power=2)[1] - total**2 / n) / (n + n_others)
-    error = np.sqrt(np.maximum(spread * (1 / n + 1 / np.maximum(n_others, 1)), MIN_VARIANCE)) / means(n, total)
-    x = (np.log(means(n, total) / means(n_others, others)) / error)[known]
-    chosen = np.argsort(-np.abs(x), axis=1, kind="stable")[:, :N_GENES]
-    x, slopes = np.take_along_axis(x, chosen, axis=1), []
-    for cells in sets:
-        n_own, own = sums(cells, whole=by_group)
-        base = (
-            means(n + n_others, total + others) if by_group else means(same_type @ n_own - n_own, same_type @ own - own)
-        )
-        y = np.take_along_axis((np.log(means(n_own, own) / base) / error * (n_own >= MIN_CELLS))[known], chosen, axis=1)
-        products = pd.DataFrame({"xy": (x * y).sum(axis=1), "xx": (x**2).sum(axis=1)})
-        if by_group:
-            products = products.groupby(group[known]).sum()
-            slopes.append(float((products["xy"] / products["xx"]).max()))
-        else:
-            slopes.append(float(products["xy"].sum() / products["xx"].sum()))
-    return slopes
+    def products(self, cells: Sums, base: Sums) -> np.ndarray:
+        """Return the products of log fold changes between two sums with those of test cells, of each row."""
+        y = np.log(means(cells) / means(base)) / self.error * (cells[0] >= MIN_CELLS)
+        return np.asarray((self.x * y).sum(axis=1))
+
+    def group_slope(self, cells: Cells) -> float:
+        """Return the slope for each group of cells and the other groups of its type, in all groups together."""
+        is_group = self.index.get_indexer(pairs(self.labels, cells)) == np.arange(len(self.index))[:, None]
+        n, total = own = sums(is_group, cells.cp10k)
+        products = self.products(own, (self.same_type @ n - n, self.same_type @ total - total))
+        return float(products.sum() / (self.x**2).sum()) if self.x.any() else np.nan
+
+    def donor_slope(self, cells: Cells) -> float:
+        """Return the slope for all cells of a type and all test cells of the type, in the group where it is largest."""
+        is_type = self.index.get_level_values("cell_type").to_numpy()[:, None] == cells.cell_type
+        products = self.products(sums(is_type, cells.cp10k), self.all_groups), (self.x**2).sum(axis=1)
+        xy, xx = (pd.Series(each).groupby(self.index.get_level_values("group")).sum() for each in products)
+        return float((xy / xx).max())
+
+
+def sums(members: np.ndarray, values: sparse.csr_matrix) -> Sums:
+    """Sum the values of the members of each row, rows x cells."""
+    return members.sum(axis=1, keepdims=True), np.asarray(members.astype(np.float32) @ values)
+
+
+def means(cells: Sums) -> np.ndarray:
+    """Return mean CP10k with a pseudocount."""
+    return np.asarray(cells[1] / np.maximum(cells[0], 1) + PSEUDOCOUNT)

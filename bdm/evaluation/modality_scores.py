@@ -81,11 +81,7 @@ def score_pair(
         }
         if modality.kind != RNA:
             agreement = compare_gene_correlations(query, test, modalities[0], modality, var)
-            scores[modality.name] |= {
-                "feature_correlation": agreement.correlation,
-                "feature_correlation_chance": agreement.correlation_chance(independent=INDEPENDENT),
-                "feature_slope": agreement.slope,
-            }
+            scores[modality.name] |= agreement.scores("feature", independent=INDEPENDENT)
     scores[EVERY] = {"forest_auc": compute_auc(forest(seed=seed), np.hstack(components), len(query), seed=seed)}
     return scores
 

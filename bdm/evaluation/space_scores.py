@@ -153,10 +153,7 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
     for name, agreement in morans.items():
         by_gene |= {name: agreement.query, f"{name}_real": agreement.test}
         known = agreement.subset(np.isfinite(agreement.query) & np.isfinite(agreement.test))
-        chance = known.correlation_chance(independent=INDEPENDENT)
-        scores |= {f"{name}_correlation": known.correlation, f"{name}_correlation_chance": chance}
-        chance = known.slope_chance(independent=INDEPENDENT)
-        scores |= {f"{name}_slope": known.slope, f"{name}_slope_chance": chance}
+        scores |= known.scores(name, independent=INDEPENDENT)
         means = pd.DataFrame({"query": known.query, "real": known.test}).mean()
         scores |= {f"{name}_mean": float(means["query"]), f"{name}_mean_real": float(means["real"])}
     for name, neighbours in {"distance": query.neighbours, "distance_permuted": real.neighbours_permuted}.items():

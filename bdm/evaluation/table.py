@@ -25,9 +25,9 @@ KINDS = {  # of groups; those of the verdict on all cells, and their names where
     MODALITY: "modalities",
     BATCH: "batches",
     DONOR: "donors",
-    SPACE: "positions",
     SECTION: "sections",
     COVARIATE: "covariates",
+    SPACE: "positions",
 }
 EVERY = "all"  # name of the group of a kind that has all cells
 KEYS = ["kind", "group", "score"]

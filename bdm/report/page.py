@@ -21,18 +21,13 @@ from bdm.applications.transmutation.evaluate_transmuted import TransmutationEval
 from bdm.data.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.table import (
     ALL,
-    BATCH,
-    COVARIATE,
-    DONOR,
     JUDGED,
+    KINDS,
     LEVEL,
     LEVEL_OF_ALL,
     MANY_CELLS,
     MIN_CELLS,
-    MODALITY,
     SCORES,
-    SECTION,
-    SPACE,
     wide,
 )
 from bdm.evaluation.verdict import Grade, Verdict
@@ -64,14 +59,6 @@ GRADES = {
 SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN: "?"}
 
 TRANSMUTATION_SCORES = ("energy", "relative_energy", "forest_auc", "mean_r2", "variance_r2", "slope", "sign")
-HEADINGS = {  # of tables of groups in the report
-    MODALITY: "Modalities",
-    BATCH: "Batches",
-    DONOR: "Donors",
-    SECTION: "Sections",
-    COVARIATE: "Covariates",
-    SPACE: "Cells in space",
-}
 
 
 def report_page(results: Results, *, written: date | None = None) -> str:
@@ -202,14 +189,15 @@ def types(results: Results) -> list[dict[str, Any]]:
 def groups(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Return table rows of batches, donors, sections, covariates, modalities and space, by heading."""
     findings = {(each.kind, each.group, each.score): each for each in results.verdict.findings}
-    table = results.evaluation.scores_of(*HEADINGS)
+    headings = {kind: name.capitalize() for kind, name in KINDS.items() if kind != ALL}
+    table = results.evaluation.scores_of(*headings)
     known = table[(table["set"] == GENERATED) & table["value"].notna()]
     return {
         heading: [
             {**row, "name": SCORES[row["score"]].title, "finding": findings.get((kind, row["group"], row["score"]))}
             for row in known[known["kind"] == kind].to_dict("records")
         ]
-        for kind, heading in HEADINGS.items()
+        for kind, heading in headings.items()
         if (known["kind"] == kind).any()
     }
 

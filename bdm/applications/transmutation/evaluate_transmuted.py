@@ -148,9 +148,8 @@ def evaluate_transmutation(
         rows += score_sets({**sets, UNCHANGED: TransmutedCells(before, before)}, ends, part, where, seed=seed)
         for name, cells in {FLOOR: ends.new, **{name: pair.after for name, pair in sets.items()}}.items():
             if is_first:
-                agreement = fold_changes(cells, ends)
                 genes = {"gene": part.genes[ends.changed], "label": part.names.labels.iloc[ends.changed].to_numpy()}
-                values = {"log2_fold_change": agreement.query, "log2_fold_change_test": agreement.test}
+                values = fold_changes(cells, ends).columns("log2_fold_change")
                 changes.append(pd.DataFrame({**genes, **values, "original_type": original, "set": name}))
     if not rows:
         raise InputError(
