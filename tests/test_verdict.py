@@ -6,7 +6,7 @@ from scipy import sparse
 from bdm.data.cells import Cells, RealCells
 from bdm.data.genes import GeneNames
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.metrics import PairDistances
+from bdm.evaluation.metrics import energy_scores
 from bdm.evaluation.scores import TYPE_SCORES, mean_scores
 from bdm.evaluation.table import JUDGED, LEVEL, MANY_CELLS, score_rows, score_table
 from bdm.evaluation.verdict import Grade, Verdict, grade, verdict
@@ -127,12 +127,7 @@ def thirty_components(n_cells: int, *, seed: int) -> np.ndarray:
 
 
 def energies(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    pairs = PairDistances.between(x, y)
-    return {
-        "relative_energy": pairs.energy / pairs.spread,
-        "relative_energy_chance": pairs.energy_chance.deviation / pairs.spread,
-        "relative_energy_skewness": pairs.energy_chance.skewness,
-    }
+    return {name: value for name, value in energy_scores(x, y).items() if name.startswith("relative_energy")}
 
 
 FLOOR_OF_ENERGY = {"relative_energy": 0.0, "relative_energy_chance": 0.0}

@@ -16,9 +16,9 @@ from bdm.data.cells import MIN_CELLS_OF_TYPE, Cells, RealCells, TypedCells, samp
 from bdm.data.filters import capped
 from bdm.data.gene_tests import PSEUDOCOUNT
 from bdm.data.space import SECTION as SECTIONS
-from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components
+from bdm.evaluation.metrics import cross_validated_probabilities, energy_scores, forest, joint_components
 from bdm.evaluation.resamples import take_samples
-from bdm.evaluation.scores import assign_bins, auc, bin_edges, energy_scores, mean_scores
+from bdm.evaluation.scores import assign_bins, auc, bin_edges, mean_scores
 from bdm.evaluation.table import (
     BATCH,
     COVARIATE,

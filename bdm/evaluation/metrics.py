@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -115,88 +114,70 @@ class Chance:
         return float(self.deviation * pearson3.isf(level, max(self.skewness, 0.0)))
 
 
-@dataclass(frozen=True)
-class PairDistances:
-    """Euclidean distances between all samples of two sets, x and y."""
+def energy_scores(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Compare two samples of cells (samples x dimensions) by their Euclidean distances.
 
-    matrix: np.ndarray  # square; samples of x come first, then samples of y
-    n_x: int  # number of samples of x
+    The relative energy distance is divided by the mean distance between two samples of ``y``. ``mmd`` is the unbiased
+    squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance: Gretton et al. 2012, Journal
+    of Machine Learning Research 13:723-773.
+    """
+    distances, n_x = pair_distances(x, y), len(x)
+    spread = max(mean_of_pairs(distances[n_x:, n_x:]), TINY)
+    energy, error = energy_distance(distances, n_x), energy_error(distances, n_x)
+    chance = energy_chance(distances, n_x)
+    squared = distances**2
+    width = max(np.median(squared[np.triu_indices(len(squared), k=1)]), TINY)
+    return {
+        "energy": energy,
+        "energy_error": error,
+        "relative_energy": energy / spread,
+        "relative_energy_error": error / spread,
+        "relative_energy_chance": chance.deviation / spread,
+        "relative_energy_skewness": chance.skewness,
+        "mmd": -energy_distance(np.exp(-squared / (2 * width)), n_x),
+    }
 
-    @classmethod
-    def between(cls, x: np.ndarray, y: np.ndarray) -> PairDistances:
-        """Compute distances from coordinates, samples x dimensions."""
-        both = np.concatenate([x, y])
-        return cls(cdist(both, both), len(x))
 
-    @property
-    def within_x(self) -> np.ndarray:
-        """Distances between samples of x."""
-        return self.matrix[: self.n_x, : self.n_x]
+def pair_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute Euclidean distances between all samples; samples of x come first, then samples of y."""
+    both = np.concatenate([x, y])
+    return np.asarray(cdist(both, both))
 
-    @property
-    def within_y(self) -> np.ndarray:
-        """Distances between samples of y."""
-        return self.matrix[self.n_x :, self.n_x :]
 
-    @property
-    def across(self) -> np.ndarray:
-        """Distances from samples of x to samples of y."""
-        return self.matrix[: self.n_x, self.n_x :]
+def energy_distance(distances: np.ndarray, n_x: int) -> float:
+    """Compute the energy distance of the first ``n_x`` samples and the others; NaN with fewer than two of either.
 
-    @cached_property
-    def spread(self) -> float:
-        """Mean distance between different samples of y; always above 0."""
-        return float(max(mean_of_pairs(self.within_y), TINY))
+    ``2 E|x - y| - E|x - x'| - E|y - y'|``, without the distance of a sample to itself. Unbiased, so it may be slightly
+    negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
+    """
+    within_x, within_y = mean_of_pairs(distances[:n_x, :n_x]), mean_of_pairs(distances[n_x:, n_x:])
+    return float(2 * distances[:n_x, n_x:].mean() - within_x - within_y)
 
-    @property
-    def energy(self) -> float:
-        """Energy distance, NaN with fewer than two samples of either.
 
-        ``2 E|x - y| - E|x - x'| - E|y - y'|``, without the distance of a sample to itself. Unbiased, so it may be
-        slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
-        """
-        return float(2 * self.across.mean() - mean_of_pairs(self.within_x) - self.spread)
+def energy_error(distances: np.ndarray, n_x: int) -> float:
+    """Estimate the standard error of the energy distance, from the influence of each sample."""
+    across, n_y = distances[:n_x, n_x:], len(distances) - n_x
+    influence_x = across.mean(axis=1) - distances[:n_x, :n_x].sum(axis=1) / (n_x - 1)
+    influence_y = across.mean(axis=0) - distances[n_x:, n_x:].sum(axis=1) / (n_y - 1)
+    return float(2 * np.sqrt(influence_x.var(ddof=1) / n_x + influence_y.var(ddof=1) / n_y))
 
-    @cached_property
-    def energy_chance(self) -> Chance:
-        """Null distribution of the energy distance, in closed form.
 
-        For samples of one distribution, the energy distance is a sum of chi-squared variables, weighted by the
-        eigenvalues of the centred distances. Unbiased centring: Székely and Rizzo 2014,
-        https://doi.org/10.1214/14-AOS1255.
-        """
-        n_x, n_y = self.across.shape
-        n = n_x + n_y
-        if n < 4:
-            return Chance(np.nan, np.nan)
-        sums = self.matrix.sum(axis=0) / (n - 2)
-        centred = (self.matrix - sums - sums[:, None] + sums.sum() / (n - 1)).astype(np.float32)
-        np.fill_diagonal(centred, 0)
-        squares = max(float(np.vdot(centred, centred)), TINY)
-        cubes = -float(np.vdot(centred @ centred, centred))  # minus, as distances are negative inner products
-        deviation = (1 / n_x + 1 / n_y) * np.sqrt(2 * squares / (n * (n - 3)))
-        return Chance(float(deviation), float(np.sqrt(8) * cubes / squares**1.5))
+def energy_chance(distances: np.ndarray, n_x: int) -> Chance:
+    """Return the null distribution of the energy distance, in closed form.
 
-    @property
-    def energy_error(self) -> float:
-        """Standard error of the energy distance, from the influence of each sample."""
-        n_x, n_y = self.across.shape
-        influence_x = self.across.mean(axis=1) - self.within_x.sum(axis=1) / (n_x - 1)
-        influence_y = self.across.mean(axis=0) - self.within_y.sum(axis=1) / (n_y - 1)
-        return float(2 * np.sqrt(influence_x.var(ddof=1) / n_x + influence_y.var(ddof=1) / n_y))
-
-    @property
-    def maximum_mean_discrepancy(self) -> float:
-        """Unbiased squared maximum mean discrepancy.
-
-        The kernel is Gaussian, and as wide as the median distance. Gretton et al. 2012,
-        Journal of Machine Learning Research 13:723-773.
-        """
-        squared = self.matrix**2
-        width = max(np.median(squared[np.triu_indices(len(squared), k=1)]), TINY)
-        kernel = np.exp(-squared / (2 * width))
-        n = self.n_x
-        return float(mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean())
+    For samples of one distribution, the energy distance is a sum of chi-squared variables, weighted by the eigenvalues
+    of the centred distances. Unbiased centring: Székely and Rizzo 2014, https://doi.org/10.1214/14-AOS1255.
+    """
+    n = len(distances)
+    if n < 4:
+        return Chance(np.nan, np.nan)
+    sums = distances.sum(axis=0) / (n - 2)
+    centred = (distances - sums - sums[:, None] + sums.sum() / (n - 1)).astype(np.float32)
+    np.fill_diagonal(centred, 0)
+    squares = max(float(np.vdot(centred, centred)), TINY)
+    cubes = -float(np.vdot(centred @ centred, centred))  # minus, as distances are negative inner products
+    deviation = (1 / n_x + 1 / (n - n_x)) * np.sqrt(2 * squares / (n * (n - 3)))
+    return Chance(float(deviation), float(np.sqrt(8) * cubes / squares**1.5))
 
 
 def mean_of_pairs(matrix: np.ndarray) -> float:
@@ -211,28 +192,7 @@ BLOCK = 20_000  # training cells in memory
 MIN_OUTLYING_COUNT = 10  # a smaller count of a rare gene may exceed all training cells by chance
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Distance and cell type of the nearest neighbour of each query cell.
-
-    The distance is infinite if there is no neighbour.
-    """
-
-    distance: np.ndarray
-    cell_type: np.ndarray
-
-    @classmethod
-    def find(cls, coordinates: np.ndarray, among: np.ndarray, cell_type: np.ndarray) -> Neighbours:
-        """Find nearest neighbours among cells with coordinates and types."""
-        if not len(among):
-            return cls(np.full(len(coordinates), np.inf), np.full(len(coordinates), "", dtype=object))
-        distance, index = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(coordinates)
-        return cls(distance.ravel(), cell_type[index.ravel()].astype(object))
-
-    def nearer(self, candidate: Neighbours) -> Neighbours:
-        """Keep the nearer neighbour of each query cell; ties keep the current one."""
-        distance, is_nearer = np.minimum(self.distance, candidate.distance), candidate.distance < self.distance
-        return Neighbours(distance, np.where(is_nearer, candidate.cell_type, self.cell_type))
+Neighbours = tuple[np.ndarray, np.ndarray]  # distance and type of the nearest neighbour of each query cell
 
 
 @dataclass(frozen=True)
@@ -244,8 +204,7 @@ class QueryCells:
 
     pca: PCA
     coordinates: np.ndarray  # cells x components
-    nearest_test: Neighbours
-    n_test: pd.Series  # by type
+    test: Cells
     training_rows: np.ndarray  # indices of query cells in the training cells, for the floor
     counts: sparse.csr_matrix  # cells to score by outlying counts x genes
 
@@ -259,19 +218,21 @@ class QueryCells:
         """
         pca = fitted_pca(query.expression, seed=seed)
         sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
-        coordinates = pca.transform(query.expression[sampled])
-        nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
         counts = test.counts if len(training_rows) else query.counts
-        return cls(pca, coordinates, nearest_test, test.n_by_type, training_rows, counts)
+        return cls(pca, pca.transform(query.expression[sampled]), test, training_rows, counts)
 
-    def nearest_in(self, block: Cells, rows: np.ndarray) -> Neighbours:
-        """Find nearest neighbours in a block of training cells.
+    def nearest(self, cells: Cells) -> Neighbours:
+        """Find the nearest of some cells; the distance is infinite if there are none."""
+        n_cells = len(self.coordinates)
+        if not len(cells):
+            return np.full(n_cells, np.inf), np.full(n_cells, "", dtype=object)
+        search = NearestNeighbors(n_neighbors=1).fit(self.pca.transform(cells.expression))
+        distance, index = search.kneighbors(self.coordinates)
+        return distance.ravel(), cells.cell_type[index.ravel()].astype(object)
 
-        Query cells themselves and types without test cells are left out.
-        """
-        candidates = np.flatnonzero(~np.isin(rows, self.training_rows) & np.isin(block.cell_type, self.n_test.index))
-        among = self.pca.transform(block.expression[candidates]) if len(candidates) else np.empty((0, 0))
-        return Neighbours.find(self.coordinates, among, block.cell_type[candidates])
+    def candidates(self, block: Cells, rows: np.ndarray) -> Cells:
+        """Leave out query cells themselves, and types without test cells, of a block of training cells."""
+        return block[~np.isin(rows, self.training_rows) & np.isin(block.cell_type, self.test.n_by_type.index)]
 
 
 def compare_with_training(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
@@ -280,12 +241,13 @@ def compare_with_training(queries: Sequence[QueryCells], training: TypedCells) -
     Training cells are read only once, in blocks. The columns are scores in :attr:`Evaluation.overall`; memorisation is
     similar to Meehan et al. 2020, arXiv 2004.05675.
     """
-    nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]  # none yet
+    nearest = [[query.nearest(query.test)] for query in queries]  # first in test cells, then in each block
     largest = np.zeros(queries[0].counts.shape[1])
     for start in range(0, len(training), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
-        nearest = [old.nearer(query.nearest_in(block, rows)) for query, old in zip(queries, nearest, strict=True)]
+        for query, found in zip(queries, nearest, strict=True):
+            found.append(query.nearest(query.candidates(block, rows)))
         largest = np.maximum(largest, block.counts.max(axis=0).toarray().ravel())
     return pd.DataFrame(
         [
@@ -304,19 +266,20 @@ def outlying_counts(counts: sparse.csr_matrix, largest: np.ndarray) -> float:
     return float(1000 * is_outlying.sum() / counts.shape[0])
 
 
-def estimate_memorisation(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:
-    """Estimate memorisation from nearest neighbours, stratified by type.
+def estimate_memorisation(query: QueryCells, nearest: list[Neighbours], training: TypedCells) -> dict[str, float]:
+    """Estimate memorisation from nearest neighbours in test cells (first) and training cells, stratified by type.
 
     Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. The
     Mantel-Haenszel odds ratio compares the observed odds with these: the sum of m / (n + m) over training neighbours
     divided by the sum of n / (n + m) over test neighbours. Journal of the National Cancer Institute 1959, 22:719-748.
     """
+    n_test = query.test.n_by_type
     own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()
-    n_training = training.n_by_type.reindex(query.n_test.index, fill_value=0).sub(own, fill_value=0)
-    test = query.nearest_test
-    is_training = nearest_training.distance < test.distance
-    neighbour = np.where(is_training, nearest_training.cell_type, test.cell_type)
-    expected = (n_training / (n_training + query.n_test)).loc[neighbour].to_numpy()  # share of training cells
+    n_training = training.n_by_type.reindex(n_test.index, fill_value=0).sub(own, fill_value=0)
+    distance, cell_type = (np.stack(each) for each in zip(*nearest, strict=True))
+    part = distance.argmin(axis=0)
+    is_training, neighbour = part > 0, cell_type[part, np.arange(len(part))]
+    expected = (n_training / (n_training + n_test)).loc[neighbour].to_numpy()  # share of training cells
     numerator, denominator = (1 - expected)[is_training].sum(), expected[~is_training].sum()
     information = (expected * (1 - expected)).sum()  # about the log odds
     share = float(numerator / (numerator + denominator))

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 from bdm.data.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, TypedCells
 from bdm.data.gene_tests import Agreement
 from bdm.evaluation.metrics import (
-    PairDistances,
     classifier_f1,
     cross_validated_probabilities,
+    energy_scores,
     forest,
     gene_pairs,
     gene_statistics,
@@ -165,21 +165,6 @@ def score_group(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarra
         "library_size_ks": kolmogorov_smirnov(
             comparison.query.library_size[in_query], comparison.test.library_size[in_test]
         ),
-    }
-
-
-def energy_scores(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Compute distances between two samples of cells, by coordinates."""
-    pairs = PairDistances.between(x, y)
-    energy, spread = pairs.energy, pairs.spread
-    return {
-        "energy": energy,
-        "energy_error": pairs.energy_error,
-        "relative_energy": energy / spread,
-        "relative_energy_error": pairs.energy_error / spread,
-        "relative_energy_chance": pairs.energy_chance.deviation / spread,
-        "relative_energy_skewness": pairs.energy_chance.skewness,
-        "mmd": pairs.maximum_mean_discrepancy,
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 
 from bdm._core.seeds import numpy_generator
-from bdm.evaluation.metrics import PairDistances
+from bdm.evaluation.metrics import energy_distance, pair_distances
 
 N_GENES = 1000
 N_NEAREST = 100  # number of neighbouring cells
@@ -38,7 +38,7 @@ def scored(generated: Mapping[str, AnnData], real: AnnData, seed: int, genes: sl
     """Score the cells of each method, and halves of the real cells."""
     truth = log_normalised(real, genes)
     halves = np.array_split(truth[numpy_generator(seed, "halves").permutation(len(truth))], 2)
-    values = {"halves": PairDistances.between(*halves).energy}
+    values = {"halves": energy_distance(pair_distances(*halves), len(halves[0]))}
     for name, cells in generated.items():
-        values[name] = PairDistances.between(log_normalised(cells, genes), truth).energy
+        values[name] = energy_distance(pair_distances(log_normalised(cells, genes), truth), cells.n_obs)
     return [{"n_cells": real.n_obs, "method": name, "value": value} for name, value in values.items()]

@@ -22,7 +22,7 @@ from bdm._core.seeds import derive, torch_generator
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.latent import LatentCells, latent_cells
 from bdm.autoencoder.moments import PopulationMoments, Whitening, fit_whitening, population_moments
-from bdm.evaluation.metrics import PairDistances
+from bdm.evaluation.metrics import energy_distance, pair_distances
 from bdm.hierarchy.build import attachment_point, build_hierarchy, with_new_type
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.model.fit_model import EncodedCells
@@ -117,7 +117,7 @@ class Real:
 
     def energy(self, x: np.ndarray | Tensor, name: str) -> float:
         """Return the energy distance of cells to held-out cells of a type."""
-        return PairDistances.between(np.asarray(x), self.sampled(self.held_out, name)).energy
+        return energy_distance(pair_distances(np.asarray(x), self.sampled(self.held_out, name)), len(x))
 
     @property
     def types(self) -> list[str]:

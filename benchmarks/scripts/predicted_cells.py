@@ -14,7 +14,7 @@ from sklearn.metrics import euclidean_distances
 from bdm._core.seeds import numpy_generator
 from bdm.data.cells import FLOOR, UNCHANGED, Cells
 from bdm.data.gene_tests import Agreement
-from bdm.evaluation.metrics import PairDistances
+from bdm.evaluation.metrics import energy_distance
 
 PREDICTED, COMMON_RESPONSE = "predicted", "common_response"  # sets of cells, besides the floor and unchanged cells
 MIN_CELLS = 10  # of a type in either condition, to take part in the common response
@@ -97,7 +97,7 @@ def score_sets(
             "set": name,
             "common_degs": len(np.intersect1d(top_genes(query, control, n_top), top_of_half)) / n_top,
             "pearson_delta": Agreement(of_top.mean(axis=0) - before, reference.mean(axis=0) - before).correlation,
-            "edistance": PairDistances(distances, len(of_top)).energy,
+            "edistance": energy_distance(distances, len(of_top)),
         }
 
 

@@ -21,10 +21,10 @@ from bdm.data.cells import FLOOR, Cells, RealCells, TypedCells, sample_by_type, 
 from bdm.data.modalities import has_modalities, modalities_of
 from bdm.evaluation.metrics import (
     TINY,
-    PairDistances,
     correlations,
     joint_components,
     kolmogorov_smirnov,
+    pair_distances,
     variable_genes,
     zero_fraction,
 )
@@ -363,6 +363,6 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
         return float("nan")
     scale = np.maximum(test.std(axis=0), TINY)
     x, y = (np.random.default_rng(seed).permutation(points)[:MAX_POINTS] / scale for points in (query, test))
-    pairs = PairDistances.between(x, y)
-    across, within = 2 * pairs.across.mean(), pairs.within_x.mean() + pairs.within_y.mean()
+    distances, n = pair_distances(x, y), len(x)
+    across, within = 2 * distances[:n, n:].mean(), distances[:n, :n].mean() + distances[n:, n:].mean()
     return float(np.sqrt(max(across - within, 0) / max(across, TINY)))

@@ -22,12 +22,13 @@ from bdm.data.cells import FLOOR, Cells
 from bdm.data.gene_tests import Agreement
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.metrics import (
-    PairDistances,
     cross_validated_probabilities,
+    energy_distance,
     forest,
     geometric_mean,
     linear_classifier,
     outlying_counts,
+    pair_distances,
     variable_genes,
     variance_ratios,
 )
@@ -121,7 +122,7 @@ def score(query: AnnData, prepared: AnnData, *, seed: int) -> dict[str, float]:
     return {
         "forest_auc": float(np.mean(aucs)),
         "gene_auc": auc(*cross_validated_probabilities(linear_classifier(), *expression, seed=seed)),
-        "pooled_energy": PairDistances.between(*components).energy,
+        "pooled_energy": energy_distance(pair_distances(*components), len(components[0])),
         "correlation_slope": slope,
         "relative_slope": slope / correlation_slope(floor),
     }

@@ -33,7 +33,7 @@ from bdm._core.seeds import derive
 from bdm.data.cells import FLOOR
 from bdm.data.prepare import read_prepared
 from bdm.data.space import POSITIONS, SECTION
-from bdm.evaluation.metrics import PairDistances
+from bdm.evaluation.metrics import energy_distance, pair_distances
 from bdm.evaluation.space_scores import (
     MIN_CELLS,
     MIN_DETECTED,
@@ -153,7 +153,8 @@ def score_blocks(prepared: AnnData, n_blocks: int, *, seed: int) -> Iterator[Row
             if draw == 0 and find_spec("scdesigner"):  # each of its draws is a fit
                 predictions["scdesigner"] = placed(scdesigner(cells[rest], cells[left_out], seed=seed))
             for method, query in predictions.items():
-                energy = PairDistances.between(components.transform(query.expression), truth).energy
+                distances = pair_distances(components.transform(query.expression), truth)
+                energy = energy_distance(distances, len(query))
                 scores.append({"method": method, "value": energy})
         for method, energy in pd.DataFrame(scores).groupby("method")["value"].mean().items():
             yield {"method": method, "score": "block_energy", "block": int(block), "value": energy}
