@@ -60,8 +60,8 @@ class Evaluation(Result):
     Attributes
     ----------
     scores
-        Table of scores: a row for each ``score`` (see :data:`bdm.evaluation.table.SCORES` and
-        :func:`bdm.evaluation.scores.score_all`) of each ``group`` of cells and ``set``. The ``kind`` of a group is
+        Table of scores: a row for each ``score`` (see :data:`bdm.evaluation.table.SCORES`) of each ``group`` of cells
+        and ``set``. The ``kind`` of a group is
         ``all`` cells, ``type``, ``sub_population``, ``covariate`` (bins of values), ``modality``, ``batch``, ``donor``,
         ``section``, or cells in ``space``. ``value`` is the score, ``floor`` the score of as many training cells. Cells
         are worse than real ones beyond ``first_limit``, and much worse beyond ``second_limit``; NaN for scores that are

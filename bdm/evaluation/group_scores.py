@@ -67,15 +67,6 @@ def score_groups(real: RealCells, generated: Mapping[str, TypedCells], *, most: 
 
     Each comparison with test cells, and of training cells (the floor) with test cells, is between equal numbers of each
     type in each group, at most ``most`` in a group.
-
-    - ``forest_auc``: AUC of a random forest on principal components within a group;
-    - ``relative_energy``: energy distance within types of a group;
-    - ``library_size_auc``: AUC by library size within types of a group, above 0.5 whichever set has larger libraries;
-    - ``group_slope``: slope of log fold changes between each group and the others of a type;
-    - ``donor_slope``: the same between all cells of a type and training cells, for the donor with the largest slope. It
-      is near 1 for cells of one donor, whatever the cells' own donors.
-
-    Slopes are on :class:`GroupDifferences` of test cells and of training cells.
     """
     for kind, all_groups, labels in labels_of(real.test):
         for name, cells in generated.items():

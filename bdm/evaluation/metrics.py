@@ -73,9 +73,7 @@ def cross_validated_probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict, by five-fold cross-validation, whether each cell is a query cell.
 
-    Returns the probabilities of the query cells and of the test cells. Their AUC is 0.5 if the classifier cannot
-    distinguish the sets. Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests,
-    https://arxiv.org/abs/1610.06545.
+    Returns the probabilities of the query cells and of the test cells.
     """
     is_query = np.repeat([True, False], [query.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
@@ -85,10 +83,7 @@ def cross_validated_probabilities(
 
 
 def classifier_f1(query: Cells, test: Cells) -> dict[str, float]:
-    """Fit a classifier to query cells, and compute F1 per type of test cells.
-
-    NaN with a single type. Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633.
-    """
+    """Fit a classifier to query cells, and compute F1 per type of test cells; NaN with a single type."""
     cell_types = np.unique(test.cell_type)
     if len(cell_types) == len(np.unique(query.cell_type)) == 1:
         return {str(cell_types[0]): float("nan")}
@@ -271,7 +266,7 @@ def estimate_memorisation(query: QueryCells, nearest: list[Neighbours], training
 
     Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. The
     Mantel-Haenszel odds ratio compares the observed odds with these: the sum of m / (n + m) over training neighbours
-    divided by the sum of n / (n + m) over test neighbours. Journal of the National Cancer Institute 1959, 22:719-748.
+    divided by the sum of n / (n + m) over test neighbours.
     """
     n_test = query.test.n_by_type
     own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()

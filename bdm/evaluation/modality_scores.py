@@ -29,16 +29,7 @@ INDEPENDENT = 1 / 20  # effective share of independent correlations, as related 
 
 
 def modality_scores(resamples: Sequence[ResampledCells], var: pd.DataFrame, *, most: int) -> Iterator[Row]:
-    """Score each modality, and all together, in each resample.
-
-    - ``forest_auc``: AUC of a random forest on the components of a modality; ``all`` has all components. Components are
-      principal components of log1p(CP10k) for genes and of log1p counts for proteins, and latent semantic indexing for
-      peaks;
-    - ``feature_auc``: AUC of logistic regression on all features;
-    - ``feature_correlation``, ``feature_slope``: agreement of the correlations between features and genes with test
-      cells, as Pearson correlation and slope. Features are the 200 most frequent proteins or peaks; genes are the 50
-      most related to each feature in test cells, and the gene with its name.
-    """
+    """Score each modality, and all together, in each resample."""
     modalities = modalities_of(var)
     for resample, name, cells in with_progress(resamples, doing="scoring modalities"):
         query, test = match(cells, resample.test, seed=resample.seed)
@@ -122,7 +113,11 @@ def compute_components(values: sparse.csr_matrix, *, seed: int) -> np.ndarray:
 def compare_gene_correlations(
     query: Cells, test: Cells, rna: Modality, modality: Modality, var: pd.DataFrame
 ) -> Agreement:
-    """Compare correlations between features and genes in query and test cells."""
+    """Compare correlations between features and genes in query and test cells.
+
+    Features are the 200 most frequent proteins or peaks; genes are the 50 most related to each feature in test cells,
+    and the gene with its name.
+    """
     n_cells = np.asarray((test.counts[:, modality.features] > 0).sum(axis=0)).ravel()
     chosen = modality.features.start + np.sort(np.argsort(-n_cells, kind="stable")[:N_FEATURES])
     query_r, test_r = (

@@ -1,4 +1,7 @@
-"""Scores of a set of query cells: overall, by type, and along covariates."""
+"""Scores of a set of query cells: overall, by type, and along covariates.
+
+``docs/reading_results.md`` explains the scores of this package, and ``docs/mathematics.md`` lists formulas and sources.
+"""
 
 from __future__ import annotations
 
@@ -209,18 +212,10 @@ def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
-    """Score all query cells against the test cells.
+    """Score all query cells against the test cells; ``means`` is the result of :func:`mean_scores`.
 
-    ``means`` is the result of :func:`mean_scores`. Further scores:
-
-    - ``forest_auc``, ``gene_auc``: AUC of query cells against test cells, by a random forest on principal components
-      and by logistic regression on all genes;
-    - ``slope``, ``fold_change_correlation``: agreement of log fold changes of markers, without rare types;
-    - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference over genes;
-    - ``pair_*``: correlation and mean absolute difference of gene-gene correlations of variable genes;
-    - ``variance_ratio``: variances of counts divided by those in test cells, as the geometric mean over expressed genes
-      and types, see :func:`~bdm.evaluation.metrics.variance_ratios`;
-    - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances.
+    Fold changes are of markers, without rare types. Scores named after statistics of genes are their Pearson
+    correlation, and root mean squared or mean absolute difference.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference
     classified = [

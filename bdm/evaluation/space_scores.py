@@ -135,18 +135,7 @@ def not_compared(name: str, reason: str) -> Row:
 
 
 def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Compare the statistics of query cells and real cells.
-
-    Returns Moran's I of each gene in both sets after these scores:
-
-    - ``moran_correlation``, ``moran_slope``: agreement of Moran's I over genes, as Pearson correlation and slope;
-    - ``moran_mean``, ``moran_mean_real``: mean Moran's I over genes;
-    - ``moran_within_*``: the same for Moran's I within types, a mean over types with 50 cells or more in both sets,
-      weighted by their real cells;
-    - ``neighbourhood_distance``: total variation distance between the mean types of 15 neighbours of a cell, averaged
-      over types weighted by their real cells;
-    - ``neighbourhood_distance_permuted``: the same for real cells whose types are permuted.
-    """
+    """Compare the statistics of query cells and real cells; returns scores, and Moran's I of each gene in both sets."""
     morans = {"moran": Agreement(query.moran, real.moran), "moran_within": compare_within_types(query, real)}
     scores: dict[str, float] = {}
     by_gene: dict[str, np.ndarray] = {}
@@ -162,7 +151,7 @@ def compare_statistics(query: SpaceStatistics, real: SpaceStatistics) -> tuple[d
 
 
 def compare_within_types(query: SpaceStatistics, real: SpaceStatistics) -> Agreement:
-    """Average Moran's I of each gene over the types in both sets."""
+    """Average Moran's I of each gene over the types in both sets, weighted by their real cells."""
     types = real.moran_within.index.intersection(query.moran_within.index)
     values = np.stack([query.moran_within.loc[types], real.moran_within.loc[types]]).astype(float)
     weights = np.isfinite(values).all(axis=0) * real.n_by_type.reindex(types).to_numpy()[:, None]
@@ -185,11 +174,7 @@ def neighbour_graph(positions: pd.DataFrame, n_neighbours: int) -> sparse.csr_ma
 
 
 def morans_i(expression: sparse.csr_matrix, graph: sparse.csr_matrix) -> np.ndarray:
-    r"""Compute Moran's I of each gene; NaN for constant genes.
-
-    :math:`I = \frac{n}{\sum_{ij} w_{ij}} \frac{\sum_{ij} w_{ij} z_i z_j}{\sum_i z_i^2}`, with the weights :math:`w`
-    of the graph, and the expression :math:`z` minus its mean over all cells. Moran 1950, Biometrika 37:17-23.
-    """
+    """Compute Moran's I of each gene; NaN for constant genes."""
     columns, values = expression.tocsc(), np.empty(expression.shape[1])
     for start in range(0, len(values), GENES_AT_A_TIME):
         genes = slice(start, start + GENES_AT_A_TIME)

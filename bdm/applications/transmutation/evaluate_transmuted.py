@@ -166,13 +166,7 @@ def evaluate_transmutation(
 def score_sets(
     sets: dict[str, TransmutedCells], ends: Endpoints, real: RealCells, where: dict[str, str], *, seed: int
 ) -> Iterator[Row]:
-    """Yield the scores of cells of the new type by :func:`score_group`, and by the genes that differ most.
-
-    - ``mean_r2``, ``variance_r2``: squared correlation of means and variances.
-    - ``slope``, ``fold_change_correlation``, ``sign``: regression slope and correlation of log fold changes from the
-      original type, and fraction with the same sign.
-    - ``library_kept``, ``variation_kept``: see :func:`position_correlations`.
-    """
+    """Yield the scores of cells of the new type by :func:`score_group`, and by the genes that differ most."""
     cells = {name: pair.after for name, pair in sets.items()}
     [resample] = draw_resamples(replace(real, training=ends.new, test=ends.test), cells, ONE_RESAMPLE, seed=seed)
     for name, query in resample.query.items():
@@ -220,10 +214,9 @@ def fold_changes(query: Cells, ends: Endpoints) -> Agreement:
 
 
 def position_correlations(pair: TransmutedCells, ends: Endpoints, *, seed: int) -> dict[str, float]:
-    """Correlate cells before and after transmutation.
+    """Correlate log library sizes, and the variation within types, of cells before and after transmutation.
 
-    - ``library_kept``: correlation of log library sizes.
-    - ``variation_kept``: correlation of principal components of the variation within types, weighted by variance.
+    The variation is in principal components, weighted by variance.
     """
     sizes = np.log(np.maximum([pair.before.library_size, pair.after.library_size], 1))
     expression = [cells.expression.toarray() for cells in (ends.old, ends.new)]
