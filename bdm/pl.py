@@ -16,27 +16,21 @@ drawn into your own axes (``ax``) is shown only with ``show=True``.
     plt.savefig("hierarchy.pdf")
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bdm._core.progress import progress
-from bdm.applications.audit.audit import Audit
 from bdm.applications.extension.extend import ExtensionReport
-from bdm.applications.power.analysis import PowerAnalysis
-from bdm.applications.relations.lineage import Lineage
-from bdm.applications.relations.responses import Responses
-from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.evaluation.evaluate import Evaluation
-from bdm.interpretation.interpretation import Interpretation
+from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.branches import agreement, branch_genes, commitment
 from bdm.plotting.dot_plots import ancestral_states, markers
 from bdm.plotting.evaluation import covariates, genes, scores, scores_by_type, space, umap
 from bdm.plotting.experiments import audit, power, transmutation, transmutation_genes
 from bdm.plotting.hierarchy_figure import hierarchy
 from bdm.plotting.responses_and_lineages import lineage, response, response_errors
-from bdm.plotting.style import save_figure
+from bdm.plotting.style import FIGURES, save_figure
 
 __all__ = [
     "agreement",
@@ -60,29 +54,7 @@ __all__ = [
     "umap",
 ]
 
-FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # figures of each result, by file name
-    Audit: {"audit": audit},
-    Evaluation: {
-        "overall": scores,
-        "by_type": scores_by_type,
-        "genes": genes,
-        "umap": umap,
-        "covariates": covariates,
-        "space": space,
-    },
-    ExtensionReport: {"hierarchy": hierarchy},
-    Interpretation: {
-        "branch_genes": branch_genes,
-        "commitment": commitment,
-        "ancestral_states": ancestral_states,
-        "agreement": agreement,
-        "markers": markers,
-    },
-    Lineage: {"lineage": lineage},
-    PowerAnalysis: {"power": power},
-    Responses: {"response": response, "errors": response_errors},
-    TransmutationEvaluation: {"scores": transmutation, "genes": transmutation_genes},
-}
+FIGURES[ExtensionReport] = FIGURES[Hierarchy]
 
 
 def is_drawn(result: Any, name: str) -> bool:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bdm._core.errors import InputError
 from bdm.data.modalities import NAME_COLUMN
@@ -22,12 +23,13 @@ from bdm.plotting.style import (
     NOISE_LEVEL,
     REAL,
     TRAINING,
+    Drawn,
     Style,
     axes_or_new,
     check_class,
     clade_label,
-    documented,
     draw_legend,
+    draws,
     gene_label,
     highest,
     name_rows,
@@ -37,13 +39,7 @@ from bdm.plotting.style import (
     scale_noise_levels,
     shade_rows,
     shortened,
-    show_or_return,
-    show_or_return_panels,
-    text_axes,
 )
-
-if TYPE_CHECKING:
-    from bdm.api import BranchedDiffusion
 
 MAX_PANELS, N_COLUMNS = 12, 4
 MAX_ROWS = 24  # of the tree
@@ -68,10 +64,7 @@ QUERY_STYLES = {  # the model last, in front
 MAX_NODES = 60  # rows of the agreement figure
 
 
-Interpreted: TypeAlias = "Interpretation | BranchedDiffusion"
-
-
-def get_interpretation(source: Interpreted) -> Interpretation:
+def get_interpretation(source: Any) -> Interpretation:
     """Return an interpretation, given itself or its model."""
     interpretation = getattr(source, "interpretation", source)
     if interpretation is None:
@@ -93,10 +86,8 @@ class Panel:
     genes: pd.DataFrame  # columns gene, model, real (log2 fold changes), model_error, real_error; from the top
 
 
-@documented
-def branch_genes(
-    interpretation: Interpreted, branch: str | None = None, *, ax: Axes | None = None, show: bool | None = None
-) -> Axes | list[Axes] | None:
+@draws(Interpretation, "branch_genes", of=get_interpretation)
+def branch_genes(interpretation: Interpretation, branch: str | None = None, *, ax: Axes | None = None) -> Drawn:
     """Draw the fold changes of marker genes of each branch, with 95% intervals.
 
     Fold changes are of the model and of real test cells. Each node has a panel below the tree; with more nodes than
@@ -117,7 +108,6 @@ def branch_genes(
         bdm.pl.branch_genes(model, "CD19+ B")
         bdm.pl.branch_genes(bdm.Interpretation.load("interpretation"))
     """
-    interpretation = get_interpretation(interpretation)
     by_branch = panels_by_branch(interpretation)
     if branch is not None:
         if branch not in by_branch:
@@ -127,11 +117,11 @@ def branch_genes(
         axis = axes_or_new(ax, 5, 4)
         draw_panel(axis, by_branch[branch])
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
-        return show_or_return(axis, show=show, ax=ax)
+        return axis
     if ax is not None:
         raise InputError("This figure has several panels and cannot be drawn into `ax`; choose one branch.")
     if not interpretation.contrasts:
-        return show_or_return_panels(text_axes(NO_NODES), show=show)
+        return NO_NODES
     hierarchy = interpretation.hierarchy
     all_panels = list(dict.fromkeys(by_branch.values()))
     selected = highest(all_panels, MAX_PANELS, level=lambda panel: panel.level)
@@ -153,7 +143,7 @@ def branch_genes(
     left_out = "" if n_drawn == n_all else f": the {n_drawn} highest of {n_all} panels"
     title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
     draw_legend(below, axes[0], title=title, ncols=2)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def panels_by_branch(interpretation: Interpretation) -> dict[str, Panel]:
@@ -225,10 +215,8 @@ class Row:
     level: float  # of commitment
 
 
-@documented
-def commitment(
-    interpretation: Interpreted, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
-) -> Axes | None:
+@draws(Interpretation, "commitment", of=get_interpretation)
+def commitment(interpretation: Interpretation, *, max_genes: int = MAX_GENES, ax: Axes | None = None) -> Axes | str:
     """Draw how well single genes separate cell types at each noise level.
 
     Colour is the AUC of a gene between the children of its node. The genes are the best markers of the
@@ -242,9 +230,8 @@ def commitment(
     """
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
-    interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
-        return show_or_return(text_axes(NO_NODES, ax), show=show, ax=ax)
+        return NO_NODES
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
     n_each = max(max_genes // len(nodes), 2)
@@ -283,7 +270,7 @@ def commitment(
     )
     bar: Style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
     axis.figure.colorbar(image, ax=axis, label="AUC of the gene alone", **bar)
-    return show_or_return(axis, show=show, ax=ax)
+    return axis
 
 
 def rank_rows(
@@ -308,16 +295,15 @@ def rank_rows(
 # ---- agreement
 
 
-@documented
-def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Interpretation, "agreement", of=get_interpretation)
+def agreement(interpretation: Interpretation) -> Figure | str:
     """Draw the agreement of genes at each node with real cells.
 
     Training cells show how well real cells agree with each other. With more nodes than rows, the highest nodes are
     drawn.
     """
-    interpretation = get_interpretation(interpretation)
     if not interpretation.contrasts:
-        return show_or_return_panels(text_axes(NO_NODES), show=show)
+        return NO_NODES
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     labels = {node[0].contrast.node: children_label(node) for node in nodes}
     agreement = interpretation.agreement.set_index("node").loc[list(labels)]  # a row per modality
@@ -334,7 +320,7 @@ def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[
     left_out = f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
     title = f"agreement with real test cells{cells}{left_out if len(nodes) < len(interpretation.nodes) else ''}"
     draw_legend(figure, axes[0], title=title, ncols=4)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:

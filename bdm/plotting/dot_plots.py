@@ -7,23 +7,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import Dots, Markers, populations_by_type
-from bdm.plotting.branches import Interpreted, get_interpretation
+from bdm.interpretation.interpretation import Interpretation
+from bdm.plotting.branches import get_interpretation
 from bdm.plotting.hierarchy_figure import View, view_of
 from bdm.plotting.style import (
     BRANCH,
     NODE,
     Style,
-    documented,
+    draws,
     figure_of,
     gene_label,
     new_figure,
     shortened,
-    show_or_return_panels,
-    text_axes,
 )
 
 NO_MARKERS = "There is one cell type, so no genes mark it against others."  # shown instead of a figure
@@ -33,17 +33,16 @@ MAX_AREA = 150  # square points of a dot if all cells have counts
 MAX_ENDS = 45
 
 
-@documented
-def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Interpretation, "markers", of=get_interpretation)
+def markers(interpretation: Interpretation) -> Figure | str:
     """Draw dot plots of marker genes in real and generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
     With more cell types than rows, one type of each clade is drawn.
     """
-    interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return show_or_return_panels(text_axes(NO_MARKERS), show=show)
+        return NO_MARKERS
     cell_types, groups = one_type_per_clade(hierarchy), genes_to_draw(marker_dots, hierarchy)
     n_genes = sum(map(len, groups))
     figure = new_figure(5 + 0.44 * n_genes, 2.6 + 0.27 * len(cell_types))
@@ -55,21 +54,20 @@ def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Ax
     if len(cell_types) < n_types:
         noun = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
         figure.suptitle(f"{len(cell_types)} of {n_types:,} {noun}, one of each clade", fontsize=11)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
-@documented
-def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Interpretation, "ancestral_states", of=get_interpretation)
+def ancestral_states(interpretation: Interpretation) -> Figure | str:
     """Draw dot plots of marker genes in ancestral states and in real cells.
 
     Each row is a branch: its ancestral state at the left, and the real training cells below it at the right. Size:
     share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel. With
     more branches than rows, sub-populations are left out, and the branches of the highest nodes are drawn.
     """
-    interpretation = get_interpretation(interpretation)
     hierarchy, marker_dots = interpretation.hierarchy, interpretation.markers
     if not any(marker_dots.genes.values()):
-        return show_or_return_panels(text_axes(NO_MARKERS), show=show)
+        return NO_MARKERS
     view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
     names, groups = list(view.drawn), genes_to_draw(marker_dots, hierarchy)
     width = max(0.21 * sum(map(len, groups)), 3.2)  # inches of a panel, with room for its title
@@ -81,7 +79,7 @@ def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -
         "real training cells below the branch": marker_dots.clades,
     }
     draw_dot_plots(axes, by_title, names, groups, interpretation.names.labels)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def one_type_per_clade(hierarchy: Hierarchy) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -31,10 +31,9 @@ from bdm.plotting.style import (
     MARKERS,
     TYPE_COLOURS,
     Style,
-    check_class,
-    documented,
     draw_equality,
     draw_legend,
+    draws,
     gene_label,
     name_rows,
     new_figure,
@@ -42,8 +41,6 @@ from bdm.plotting.style import (
     panels,
     shade_rows,
     shortened,
-    show_or_return_panels,
-    text_axes,
 )
 
 DRAWN = (
@@ -71,8 +68,8 @@ def set_styles(sets: Iterable[str]) -> dict[str, Style]:
 # ---- scores
 
 
-@documented
-def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Evaluation, "overall")
+def scores(evaluation: Evaluation) -> Figure:
     """Draw the scores of generated cells, with floor and ideal.
 
     Scores without values, such as F1 of a single cell type, are left out.
@@ -84,7 +81,6 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
         bdm.pl.scores(model.evaluate(adata_test=adata_test))
         bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
-    check_class(evaluation, Evaluation)
     overall = evaluation.overall
     known = [score for score in DRAWN if score in overall.index and overall.loc[score].notna().any()]
     figure = new_figure(2.6 * N_COLUMNS, -(-len(known) // N_COLUMNS) * (1.0 + 0.4 * overall.shape[1]))
@@ -92,7 +88,7 @@ def scores(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | 
     for axis, score in zip(axes, known, strict=True):
         draw_score(axis, overall.loc[score], score)
     draw_legend(figure, axes[0], loc="outside lower center", ncols=2)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
@@ -114,14 +110,13 @@ def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
     open_frame(axis)
 
 
-@documented
-def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Evaluation, "by_type")
+def scores_by_type(evaluation: Evaluation) -> Figure:
     """Draw the scores of each cell type, with the floor.
 
     Types are sorted by number of test cells. With more types than rows, the types with the largest energy distance in
     the first generated set are drawn. Scores without values are left out.
     """
-    check_class(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = select_types(evaluation, n_test.index)
@@ -138,7 +133,7 @@ def scores_by_type(evaluation: Evaluation, *, show: bool | None = None) -> list[
     left_out = f"; the {len(cell_types)} of {len(n_test):,} types with the largest energy distance"
     note = "in brackets: number of test cells" + (left_out if len(cell_types) < len(n_test) else "")
     figure.supxlabel(note, fontsize=9)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def select_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
@@ -168,13 +163,12 @@ def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> No
 # ---- genes
 
 
-@documented
-def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Evaluation, "genes")
+def genes(evaluation: Evaluation) -> Figure:
     """Draw statistics of each gene in generated cells against test cells.
 
     The floor is drawn behind.
     """
-    check_class(evaluation, Evaluation)
     by_set = {name: agreement_by_title(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
     styles = set_styles(evaluation.sets)
@@ -186,7 +180,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
             draw_genes(axis, agreement, styles[name])
             axis.set(title=title, xlabel="test cells", ylabel=styles[name]["label"])
             draw_equality(axis, scale=2)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def agreement_by_title(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
@@ -212,14 +206,13 @@ def draw_genes(axis: Axes, agreement: Agreement, style: Style) -> None:
 # ---- cells
 
 
-@documented
-def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Evaluation, "umap")
+def umap(evaluation: Evaluation) -> Figure:
     """Draw a joint UMAP, one panel per set, with test cells in grey behind.
 
     Types have colours and numbers; with many types, only those with the most test cells have numbers. A single type is
     coloured by its sub-populations, if they are known.
     """
-    check_class(evaluation, Evaluation)
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
@@ -248,7 +241,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     ]
     title = None if n_numbered == len(groups) else f"{n_numbered} of {len(groups):,} types"
     figure.legend(handles=handles, title=title, loc="outside lower center", frameon=False, ncols=n_columns_of_keys)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence[float]], *, n_numbered: int) -> None:
@@ -277,15 +270,14 @@ def draw_groups(axis: Axes, groups: list[np.ndarray], colours: Sequence[Sequence
 N_GENES, GENES_PER_ROW = 6, 3  # drawn along a covariate by default
 
 
-@documented
+@draws(Evaluation, "covariates")
 def covariates(
     evaluation: Evaluation,
     genes: str | Sequence[str] = (),
     *,
     covariate: str | None = None,
     name: str = GENERATED,
-    show: bool | None = None,
-) -> list[Axes] | None:
+) -> Figure | str:
     """Draw the expression of genes along a covariate, with test cells and floor.
 
     Points are means in bins with equal numbers of test cells, and bars are two standard errors.
@@ -297,9 +289,9 @@ def covariates(
     covariate
         Name of the covariate; by default, the first.
     """
-    table = check_class(evaluation, Evaluation).along
+    table = evaluation.along
     if not len(table):
-        return show_or_return_panels(text_axes("The cells have no covariates."), show=show)
+        return "The cells have no covariates."
     covariate, genes = covariate or str(table["covariate"].iloc[0]), list(as_names(genes))
     known = list(dict.fromkeys(table.loc[table["covariate"] == covariate, "gene"]))
     for noun, requested, available in (
@@ -327,7 +319,7 @@ def covariates(
     draw_legend(figure, axes[0])
     figure.supxlabel(shortened(covariate), fontsize=9)
     figure.supylabel("mean log1p(CP10k)", fontsize=9)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 # ---- in space
@@ -337,16 +329,16 @@ COVERED = 0.4  # share of a map that its cells cover
 OTHER = "0.9"  # colour of cell types after the first 20
 
 
-@documented
-def space(evaluation: Evaluation, *, name: str = GENERATED, show: bool | None = None) -> list[Axes] | None:
+@draws(Evaluation, "space")
+def space(evaluation: Evaluation, *, name: str = GENERATED) -> Figure | str:
     """Draw maps of cell types and the most spatial genes, and Moran's I of all genes.
 
     Maps show real cells (training and test cells) beside as many generated cells, in the two largest sections. The
     three genes have the highest Moran's I in real cells.
     """
-    maps = check_class(evaluation, Evaluation).space
+    maps = evaluation.space
     if maps is None:
-        return show_or_return_panels(text_axes("The cells have no positions."), show=show)
+        return "The cells have no positions."
     cells, colours = maps.cells, colours_by_type(maps.cells)
     if name not in (sets := list(cells["set"].unique()[1:])):
         raise InputError(f"The evaluation has no set {name!r} with positions; it has {abbreviated(sets)}.")
@@ -362,7 +354,7 @@ def space(evaluation: Evaluation, *, name: str = GENERATED, show: bool | None = 
     if len(colours) > 1:
         points = [Line2D([], [], marker="o", linestyle="", color=each) for each in colours.values()]
         right.legend(points, map(shortened, colours), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def colours_by_type(cells: pd.DataFrame) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from bdm.plotting.style import (
     MODEL,
     REAL,
     Style,
-    check_class,
-    documented,
     draw_equality,
     draw_legend,
+    draws,
     gene_label,
     name_rows,
     new_figure,
@@ -33,8 +32,6 @@ from bdm.plotting.style import (
     panels,
     shade_rows,
     shortened,
-    show_or_return,
-    show_or_return_panels,
 )
 
 STYLES: dict[str, Style] = {
@@ -62,8 +59,8 @@ COSTS = ("donors", "cells")  # axes that change the number of cells to sequence
 # ---- audit
 
 
-@documented
-def audit(audit: Audit, *, show: bool | None = None) -> Axes | None:
+@draws(Audit, "audit")
+def audit(audit: Audit) -> Axes:
     """Draw the AUC of each attack on generated cells and on copies of training cells.
 
     Examples
@@ -72,7 +69,6 @@ def audit(audit: Audit, *, show: bool | None = None) -> Axes | None:
 
         bdm.pl.audit(model.audit())
     """
-    check_class(audit, Audit)
     by_fold, mean = audit.by_fold, audit.attacks
     attacks = [name for name in ATTACKS if name in set(by_fold["attack"])]
     figure = new_figure(5.2, 1.5 + 0.42 * len(attacks))
@@ -93,14 +89,14 @@ def audit(audit: Audit, *, show: bool | None = None) -> Axes | None:
     open_frame(axis)
     name_rows(axis, [ATTACKS[name] for name in attacks])
     draw_legend(figure, axis, loc="outside lower center", ncols=2, fontsize=8)
-    return show_or_return(axis, show=show)
+    return axis
 
 
 # ---- power
 
 
-@documented
-def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | None:
+@draws(PowerAnalysis, "power")
+def power(analysis: PowerAnalysis) -> Figure:
     """Draw power and false discovery rate over the grid, with 95% intervals.
 
     Rows are outcomes, columns are values of the second axis of the grid, and lines are methods. Further axes of the
@@ -112,7 +108,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
 
         bdm.pl.power(PowerAnalysis.load("power"))
     """
-    table = check_class(analysis, PowerAnalysis).power.fillna(dict.fromkeys(AXES, np.inf))
+    table = analysis.power.fillna(dict.fromkeys(AXES, np.inf))
     varied = [axis for axis in AXES if table[axis].nunique() > 1] or [next(iter(AXES))]
     x, across, further = varied[0], varied[1:2], varied[2:]
     columns = grid_values(table, across)
@@ -132,7 +128,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
     for axis in axes[-1] if np.isfinite(table[x]).any() else ():
         axis.set_xlabel(AXIS_LABELS[x])
     draw_legend(figure, *axes.flat, loc="outside lower center")
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def grid_values(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:
@@ -201,8 +197,8 @@ MAX_TYPES, N_COLUMNS = 8, 4  # panels of original types, and columns of panels
 N_LABELS = 6  # labelled genes at either end
 
 
-@documented
-def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(TransmutationEvaluation, "scores")
+def transmutation(evaluation: TransmutationEvaluation) -> Figure:
     """Draw the scores of transmuted cells, with the floor.
 
     Examples
@@ -213,8 +209,7 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
         bdm.pl.transmutation(model.evaluate_transmuted(adata, adata_transmuted, adata_test=adata_test))
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
-    check_class(evaluation, TransmutationEvaluation)
-    return show_or_return_panels(draw_transmutation_scores(evaluation), show=show)
+    return draw_transmutation_scores(evaluation)
 
 
 def draw_transmutation_scores(evaluation: TransmutationEvaluation) -> Figure:
@@ -237,20 +232,19 @@ def draw_transmutation_scores(evaluation: TransmutationEvaluation) -> Figure:
     return figure
 
 
-@documented
-def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+@draws(TransmutationEvaluation, "genes")
+def transmutation_genes(evaluation: TransmutationEvaluation) -> Figure:
     """Draw fold changes between two types, in transmuted against real cells.
 
     The genes differ most between the types.
     """
-    check_class(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
     types = evaluation.original_types[:MAX_TYPES]
     n_columns = min(len(types), N_COLUMNS)
     figure = new_figure(4.2 * n_columns, 4.4 * -(-len(types) // N_COLUMNS))
     for original_type, axis in zip(types, panels(figure, len(types), n_columns=n_columns), strict=True):
         draw_fold_changes(axis, evaluation, original_type, styles)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def draw_fold_changes(

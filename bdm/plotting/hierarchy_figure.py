@@ -24,11 +24,10 @@ from bdm.plotting.style import (
     axes_or_new,
     check_class,
     clade_label,
-    documented,
+    draws,
     open_frame,
     scale_noise_levels,
     shortened,
-    show_or_return,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +198,7 @@ SMALL_LETTER, SMALL_LINE = 0.06, 0.125  # approximate inches of a letter and of 
 BESIDE, ABOVE = 0.07, 0.09  # inches from node to label, and from branch to the middle of the label
 
 
-@documented
+@draws(Hierarchy, "hierarchy", of=lambda model: model)
 def hierarchy(
     model: "BranchedDiffusion | Hierarchy | Interpretation | ExtensionReport",
     *,
@@ -209,8 +208,7 @@ def hierarchy(
     since: int | None = None,
     sub_populations: bool = False,
     ax: Axes | None = None,
-    show: bool | None = None,
-) -> Axes | None:
+) -> Axes:
     """Draw the tree of cell types, with the noise level and support of nodes.
 
     At the left, noise hides all differences; at the right, all cell types are separate. With more cell types than rows,
@@ -244,7 +242,7 @@ def hierarchy(
     if since is None:
         since = getattr(model, "n_before", 0)
     view = view_of(tree, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
-    return show_or_return(draw_hierarchy(view, names=names, since=since, ax=ax), show=show, ax=ax)
+    return draw_hierarchy(view, names=names, since=since, ax=ax)
 
 
 def draw_hierarchy(

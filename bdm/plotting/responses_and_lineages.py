@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bdm.applications.relations.lineage import Lineage
 from bdm.applications.relations.lineage_tree import UNNAMED, LineageTree
@@ -14,18 +15,14 @@ from bdm.plotting.style import (
     GREY,
     HALO,
     Style,
-    check_class,
-    documented,
     draw_legend,
+    draws,
     gene_label,
     name_rows,
     new_figure,
     open_frame,
     shade_rows,
     shortened,
-    show_or_return,
-    show_or_return_panels,
-    text_axes,
 )
 
 MIN_Z, MIN_CHANGE = 3, 0.5  # of a change to draw: in standard deviations and log2 units
@@ -42,10 +39,8 @@ ERRORS = {
 }
 
 
-@documented
-def response(
-    responses: Responses, condition: str | None = None, *, n_genes: int = 3, show: bool | None = None
-) -> list[Axes] | None:
+@draws(Responses, "response")
+def response(responses: Responses, condition: str | None = None, *, n_genes: int = 3) -> Figure:
     """Draw the responses of cell types, with genes that respond on each branch.
 
     Parameters
@@ -61,7 +56,6 @@ def response(
 
         bdm.pl.response(bdm.tl.respond(adata), "stim")
     """
-    check_class(responses, Responses)
     condition = condition or strongest_condition(responses)
     relations, branches = responses.relate_types(), responses.branches(condition, responses.most_changed(condition))
     is_clear = (branches["z"].abs() >= MIN_Z) & (branches["change"].abs() >= MIN_CHANGE)
@@ -92,7 +86,7 @@ def response(
     figure.colorbar(image, ax=heat, label="expected log2 fold change", fraction=0.05, extend=extend)
     heat.set_title(f"{shortened(condition)}, compared with {shortened(responses.control)}", fontsize=9)
     tree.set_title("genes whose response grows on a branch (+ up, - down)", fontsize=9)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def strongest_condition(responses: Responses) -> str:
@@ -151,15 +145,14 @@ def draw_tree(axis: Axes, relations: RelatedTypes, order: list[str], names: dict
     open_frame(axis, "left")
 
 
-@documented
-def response_errors(responses: Responses, *, show: bool | None = None) -> list[Axes] | None:
+@draws(Responses, "errors")
+def response_errors(responses: Responses) -> Figure | str:
     """Draw the prediction errors of left-out types and conditions, next to baselines.
 
     A panel with more than 40 rows shows means over cell types, of the first 40 conditions.
     """
-    check_class(responses, Responses)
     if responses.errors.empty:
-        return show_or_return_panels(text_axes("No errors: no cell type could be left out."), show=show)
+        return "No errors: no cell type could be left out."
     panels = [error_rows(table) for _, table in responses.errors.groupby("left_out", sort=False)]
     heights = [1 + 0.28 * len(rows) for _, rows in panels]
     figure = new_figure(7, 0.6 + sum(heights))
@@ -176,7 +169,7 @@ def response_errors(responses: Responses, *, show: bool | None = None) -> list[A
     axes[-1].set_xlim(left=0)
     axes[-1].set_xlabel("error of the log fold changes of the most changed genes (0: exact, 1: unchanged cells)")
     draw_legend(figure, axes[0], ncols=3)
-    return show_or_return_panels(figure, show=show)
+    return figure
 
 
 def error_rows(errors: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -196,8 +189,8 @@ def error_rows(errors: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 MAX_NODES = 60  # nodes with names of genes
 
 
-@documented
-def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> Axes | None:
+@draws(Lineage, "lineage")
+def lineage(lineage: Lineage, *, n_genes: int = 3) -> Axes:
     """Draw the lineage tree with its samples, and genes that change on branches.
 
     The x axis is time if known, and otherwise path length from the root.
@@ -213,7 +206,6 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
 
         bdm.pl.lineage(bdm.tl.lineage(adata, bdm.tl.LineageSettings(time_key="minutes"), tree="lineage.nwk"))
     """
-    check_class(lineage, Lineage)
     tree, row = lineage.tree, place_nodes(lineage.tree)
     names = name_changes(lineage, n_genes)
     n_rows = int(max(row) + 1)
@@ -241,7 +233,7 @@ def lineage(lineage: Lineage, *, n_genes: int = 3, show: bool | None = None) -> 
     axis.set_title(
         "points: samples; dashed: without cells; genes that change on a branch (+ up, - down)", fontsize=9, color=GREY
     )
-    return show_or_return(axis, show=show)
+    return axis
 
 
 def place_nodes(tree: LineageTree) -> np.ndarray:

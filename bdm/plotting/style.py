@@ -1,8 +1,10 @@
 """Shared styles, labels, axes and panels of figures; showing and saving them."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias, TypeVar
@@ -55,7 +57,6 @@ FONTS = (
 DPI, PAD = 150, 0.1  # dots per inch, and margin in inches
 
 Item = TypeVar("Item")
-Drawing = TypeVar("Drawing", bound=Callable[..., Any])
 
 
 # ---- labels
@@ -145,10 +146,7 @@ def draw_equality(axis: Axes, *, scale: float) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make a figure of a size in inches.
-
-    :func:`show_or_return` shows it, and :func:`save_figure` closes it.
-    """
+    """Make a figure of a size in inches, which :func:`save_figure` closes."""
     return plt.figure(figsize=(width, height), layout="constrained")
 
 
@@ -179,6 +177,11 @@ def draw_legend(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upp
     figure.legend(handles.values(), handles.keys(), **style)
 
 
+def axes_of(figure: Figure) -> list[Axes]:
+    """Return the axes of the panels of a figure, without colour bars."""
+    return [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+
+
 def text_axes(text: str, ax: Axes | None = None) -> Axes:
     """Draw a message instead of a figure."""
     axis = axes_or_new(ax, 5, 0.6)
@@ -201,13 +204,6 @@ ARGUMENTS = {
 }
 
 
-def documented(draw: Drawing) -> Drawing:
-    """Complete the docstring of a figure: :data:`ARGUMENTS` that it has, and the returned axes."""
-    panels = " of the panels" if "list" in str(draw.__annotations__["return"]) else ""
-    document(draw, ARGUMENTS, returns=f"Axes{panels}; None if the figure is shown.")
-    return draw
-
-
 def check_class(value: object, kind: type[Item]) -> Item:
     """Check the class of an object to draw."""
     if not isinstance(value, kind):
@@ -217,25 +213,48 @@ def check_class(value: object, kind: type[Item]) -> Item:
 
 # ---- showing and saving
 
+Drawn: TypeAlias = Figure | Axes | str  # all panels, one panel, or a message instead of a figure
+FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {}  # figures of each result, by file name
+SHOW = inspect.Parameter("show", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None)
 
-def show_or_return(axis: Axes, *, show: bool | None, ax: Axes | None = None) -> Axes | None:
-    """Show the figure of axes, or return the axes.
 
-    By default, figures drawn into axes of the user (``ax``) are not shown, as they may be incomplete.
+def draws(
+    kind: type[Any], file: str, *, of: Callable[[Any], Any] | None = None
+) -> Callable[[Callable[..., Drawn]], Callable[..., Any]]:
+    """Decorate a figure of results of class ``kind``, which commands write to a file of this name.
+
+    Its first argument is ``of`` the user's, or has this class. The argument ``show`` is added: the figure is shown, by
+    default if there is a screen, except in axes of the user (``ax``), which may be incomplete; otherwise its axes are
+    returned. The docstring describes all arguments (:data:`ARGUMENTS`), and the axes.
     """
-    return None if show_figures(show, complete=ax is None) else axis
+
+    def decorate(draw: Callable[..., Drawn]) -> Callable[..., Any]:
+        signature, has_panels = inspect.signature(draw), "Figure" in str(draw.__annotations__["return"])
+
+        @wraps(draw)
+        def run(*arguments: Any, show: bool | None = None, **options: Any) -> Any:
+            values = signature.bind(*arguments, **options).arguments
+            name, result = next(iter(values.items()))
+            drawn = draw(**values | {name: of(result) if of else check_class(result, kind)})
+            if isinstance(drawn, str):
+                drawn = text_axes(drawn, values.get("ax"))
+                drawn = figure_of(drawn) if has_panels else drawn
+            if show_figures(show, complete=values.get("ax") is None):
+                return None
+            return axes_of(drawn) if isinstance(drawn, Figure) else drawn
+
+        returned = "list[Axes]" if has_panels else "Axes"
+        parameters = [*signature.parameters.values(), SHOW]
+        vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=f"{returned} | None")
+        document(run, ARGUMENTS, returns=f"Axes{' of the panels' if has_panels else ''}; None if the figure is shown.")
+        FIGURES.setdefault(kind, {})[file] = run
+        return run
+
+    return decorate
 
 
-def show_or_return_panels(source: Figure | Axes, *, show: bool | None) -> list[Axes] | None:
-    """Show a figure, or return the axes of its panels without colour bars."""
-    return None if show_figures(show) else [axis for axis in figure_of(source).axes if axis.get_label() != "<colorbar>"]
-
-
-def show_figures(show: bool | None, *, complete: bool = True) -> bool:
-    """Show figures if requested, and return whether they were shown.
-
-    By default, complete figures are shown if there is a screen, as in a notebook.
-    """
+def show_figures(show: bool | None, *, complete: bool) -> bool:
+    """Show figures if requested, and return whether they were shown; by default, complete ones if there is a screen."""
     if show is None:
         off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
         show = complete and plt.get_backend().lower() not in off_screen
