@@ -16,9 +16,8 @@ from bdm.data.cells import MIN_CELLS_OF_TYPE, Cells, RealCells, TypedCells, samp
 from bdm.data.filters import capped
 from bdm.data.gene_tests import PSEUDOCOUNT
 from bdm.data.space import SECTION as SECTIONS
-from bdm.evaluation.metrics import cross_validated_probabilities, energy_scores, forest, joint_components
 from bdm.evaluation.resamples import take_samples
-from bdm.evaluation.scores import assign_bins, auc, bin_edges, mean_scores
+from bdm.evaluation.scores import Comparison, assign_bins, auc, bin_edges, mean_scores
 from bdm.evaluation.table import (
     BATCH,
     COVARIATE,
@@ -162,16 +161,15 @@ def pairs(labels: Labels, cells: TypedCells) -> pd.MultiIndex:
 
 def score_group(query: Cells, test: Cells, *, seed: int) -> dict[str, float]:
     """Score query cells of a group against as many test cells of each type."""
-    x, y = joint_components(query.expression, test.expression, seed=seed)
-    by_type = {}
+    comparison, by_type = Comparison.between(query, test, seed=seed), {}
     for cell_type in test.n_by_type.index:
         in_query, in_test = query.cell_type == cell_type, test.cell_type == cell_type
         by_size = auc(query.library_size[in_query], test.library_size[in_test])
-        by_type[cell_type] = energy_scores(x[in_query], y[in_test]) | {"library_size_auc": by_size}
+        by_type[cell_type] = comparison.scores(in_query, in_test) | {"library_size_auc": by_size}
     means = mean_scores(pd.DataFrame.from_dict(by_type, orient="index"), test)
     return {
         **means[["relative_energy", "relative_energy_chance", "relative_energy_skewness"]],
-        "forest_auc": auc(*cross_validated_probabilities(forest(seed=seed), x, y, seed=seed)),
+        "forest_auc": auc(*comparison.probabilities),
         "library_size_auc": 0.5 + abs(means["library_size_auc"] - 0.5),
     }
 

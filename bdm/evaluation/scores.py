@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -60,9 +59,9 @@ class Reference:
     """
 
     test: Cells
-    markers: dict[str, np.ndarray] = field(default_factory=dict)  # by cell type
-    variable_genes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
-    size_limits: SizeLimits = SIZE_LIMITS
+    markers: dict[str, np.ndarray]  # by cell type
+    variable_genes: np.ndarray
+    size_limits: SizeLimits
 
 
 @dataclass(frozen=True)
@@ -71,41 +70,26 @@ class Comparison:
 
     query: Cells
     test: Cells
-    reference: Reference
-    seed: int
+    components: tuple[np.ndarray, np.ndarray]  # joint principal components of query cells and test cells
+    probabilities: tuple[np.ndarray, np.ndarray]  # of being a query cell, by a random forest
 
     @classmethod
-    def between(cls, query: Cells, reference: Reference, *, seed: int) -> Comparison:
-        """Sample query cells and test cells to equal numbers per type."""
-        return cls(*match(query, reference.test, seed=seed), reference, seed)
+    def between(cls, query: Cells, test: Cells, *, most: int = SIZE_LIMITS.tree, seed: int) -> Comparison:
+        """Sample cells to equal numbers per type, and compare them; each tree has at most ``most`` cells."""
+        query, test = match(query, test, seed=seed)
+        components = joint_components(query.expression, test.expression, seed=seed)
+        n_fitted = 2 * len(test) * 4 // 5  # four of five folds
+        classifier = forest(max_samples=None if n_fitted <= most else most, seed=seed)
+        return cls(query, test, components, cross_validated_probabilities(classifier, *components, seed=seed))
 
-    @cached_property
-    def components(self) -> tuple[np.ndarray, np.ndarray]:
-        """Joint principal components of query cells and test cells."""
-        return joint_components(self.query.expression, self.test.expression, seed=self.seed)
-
-    @cached_property
-    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
-        """Random-forest probabilities of being a query cell, for query and test cells."""
-        most = self.reference.size_limits.tree
-        n_fitted = 2 * len(self.test) * 4 // 5  # four of five folds
-        classifier = forest(max_samples=None if n_fitted <= most else most, seed=self.seed)
-        return cross_validated_probabilities(classifier, *self.components, seed=self.seed)
-
-    @cached_property
-    def fold_changes(self) -> dict[str, Agreement]:
-        """Log fold changes of markers, by cell type."""
-        return marker_fold_changes(self.query, self.test, self.reference.markers)
-
-    @cached_property
-    def variance_ratios(self) -> dict[str, np.ndarray]:
-        """Ratios of variances of counts, by cell type and expressed gene."""
-        return variance_ratios(self.query, self.test)
-
-    @cached_property
-    def f1(self) -> dict[str, float]:
-        """F1 per type on all test cells, by a classifier fitted to query cells."""
-        return classifier_f1(self.query, self.reference.test)
+    def scores(self, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
+        """Compute the :data:`GROUP_SCORES` of masked cells; each mask selects two cells or more."""
+        library_sizes = self.query.library_size[in_query], self.test.library_size[in_test]
+        return {
+            **energy_scores(self.components[0][in_query], self.components[1][in_test]),
+            "forest_auc": auc(self.probabilities[0][in_query], self.probabilities[1][in_test]),
+            "library_size_ks": kolmogorov_smirnov(*library_sizes),
+        }
 
 
 def score_cells(query: Cells, reference: Reference, name: str, *, seed: int = 0) -> Iterator[Row]:
@@ -113,32 +97,36 @@ def score_cells(query: Cells, reference: Reference, name: str, *, seed: int = 0)
 
     A sub-population also has its shares of the type's cells.
     """
-    comparison = Comparison.between(query, reference, seed=seed)
-    n_by_type = comparison.query.n_by_type
-    by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}  # the types of test cells
+    comparison = Comparison.between(query, reference.test, most=reference.size_limits.tree, seed=seed)
+    query, test = comparison.query, comparison.test
+    changes, ratios = marker_fold_changes(query, test, reference.markers), variance_ratios(query, test)
+    by_type = {}
+    for cell_type, f1 in classifier_f1(query, reference.test).items():
+        scores = by_type[cell_type] = {"f1": f1}
+        if (n_cells := query.n_by_type.get(cell_type, 0)) >= MIN_CELLS_OF_TYPE:
+            scores["f1_chance"] = float(np.sqrt(max(f1 * (1 - f1), F1_VARIANCE) / n_cells))
+            scores |= score_type(comparison, cell_type)
+        if cell_type in ratios:
+            scores["variance_ratio"] = geometric_mean(ratios[cell_type])
+        if cell_type in changes:
+            scores |= fold_change_scores(changes[cell_type], independent=INDEPENDENT)
     table = pd.DataFrame.from_dict(by_type, orient="index", columns=TYPE_SCORES, dtype=float)
-    overall = score_all(comparison, mean_scores(table, reference.test))
-    yield from score_rows(overall, kind=ALL, group=EVERY, set=name, n_cells=n_by_type.sum())
-    for cell_type, scores in table.iterrows():
-        yield from score_rows(scores, kind=TYPE, group=cell_type, set=name, n_cells=n_by_type.get(cell_type, 0))
-    for population, n_cells, scores in score_populations(comparison):
-        yield from score_rows(scores, kind=POPULATION, group=population, set=name, n_cells=n_cells)
+    overall = score_all(comparison, mean_scores(table, reference.test), reference, seed=seed)
+    yield from score_rows(overall, kind=ALL, group=EVERY, set=name, n_cells=len(query))
+    for cell_type, of_type in table.iterrows():
+        yield from score_rows(of_type, kind=TYPE, group=cell_type, set=name, n_cells=query.n_by_type.get(cell_type, 0))
+    for population, n_cells, of_population in score_populations(comparison):
+        yield from score_rows(of_population, kind=POPULATION, group=population, set=name, n_cells=n_cells)
 
 
 def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
-    """Score the query cells of one type."""
-    in_query = comparison.query.cell_type == cell_type
-    in_test = comparison.test.cell_type == cell_type
-    scores = {"f1": comparison.f1[cell_type]}
-    if in_query.sum() < MIN_CELLS_OF_TYPE:
-        return scores
-    scores["f1_chance"] = float(np.sqrt(max(scores["f1"] * (1 - scores["f1"]), F1_VARIANCE) / in_query.sum()))
-    scores |= score_group(comparison, in_query, in_test)
-    scores["gene_correlation"] = gene_correlation(comparison, in_query, in_test)
-    if cell_type in comparison.variance_ratios:
-        scores["variance_ratio"] = geometric_mean(comparison.variance_ratios[cell_type])
-    if changes := comparison.fold_changes.get(cell_type):
-        scores |= fold_change_scores(changes, independent=INDEPENDENT)
+    """Score the query cells of one type by their distribution, and gene-gene correlations of their highest genes."""
+    in_query, in_test = comparison.query.cell_type == cell_type, comparison.test.cell_type == cell_type
+    scores = comparison.scores(in_query, in_test)
+    if in_test.sum() >= MIN_CELLS_FOR_PAIRS:
+        query, test = comparison.query[in_query], comparison.test[in_test]
+        expressed = np.argsort(-test.cp10k.mean(axis=0).A1, kind="stable")[:N_PAIRED_GENES]
+        scores["gene_correlation"] = gene_pairs(query, test, expressed).correlation
     return scores
 
 
@@ -148,26 +136,6 @@ def fold_change_scores(changes: Agreement, *, independent: float) -> dict[str, f
         "slope": changes.slope,
         "fold_change_correlation": changes.correlation,
         "fold_change_correlation_chance": changes.correlation_chance(independent=independent),
-    }
-
-
-def gene_correlation(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> float:
-    """Compare gene-gene correlations of highly expressed genes in masked cells."""
-    if in_test.sum() < MIN_CELLS_FOR_PAIRS:
-        return float("nan")
-    query, test = comparison.query[in_query], comparison.test[in_test]
-    expressed = np.argsort(-test.cp10k.mean(axis=0).A1, kind="stable")[:N_PAIRED_GENES]
-    return gene_pairs(query, test, expressed).correlation
-
-
-def score_group(comparison: Comparison, in_query: np.ndarray, in_test: np.ndarray) -> dict[str, float]:
-    """Compute the :data:`GROUP_SCORES` of masked cells; each mask selects two cells or more."""
-    return {
-        **energy_scores(comparison.components[0][in_query], comparison.components[1][in_test]),
-        "forest_auc": auc(comparison.probabilities[0][in_query], comparison.probabilities[1][in_test]),
-        "library_size_ks": kolmogorov_smirnov(
-            comparison.query.library_size[in_query], comparison.test.library_size[in_test]
-        ),
     }
 
 
@@ -185,7 +153,7 @@ def score_populations(comparison: Comparison) -> Iterator[tuple[str, int, dict[s
         in_query, in_test = query.population == name, test.population == name
         n_cells, n_test = int(in_query.sum()), int(in_test.sum())
         enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
-        scores = score_group(comparison, in_query, in_test) if enough else dict.fromkeys(GROUP_SCORES, np.nan)
+        scores = comparison.scores(in_query, in_test) if enough else dict.fromkeys(GROUP_SCORES, np.nan)
         n_of_type = max(int((test.cell_type == cell_type).sum()), 1)
         shares = {"share": n_cells / n_of_type, "share_test": n_test / n_of_type, "n_test": n_test}
         yield str(name), n_cells, shares | scores
@@ -211,18 +179,15 @@ def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
     return means
 
 
-def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
+def score_all(comparison: Comparison, means: pd.Series, reference: Reference, *, seed: int) -> dict[str, float]:
     """Score all query cells against the test cells; ``means`` is the result of :func:`mean_scores`.
 
     Fold changes are of markers, without rare types. Scores named after statistics of genes are their Pearson
     correlation, and root mean squared or mean absolute difference.
     """
-    query, test, reference = comparison.query, comparison.test, comparison.reference
-    classified = [
-        sample_at_most(cells, most=reference.size_limits.gene_auc, seed=comparison.seed).expression
-        for cells in (query, test)
-    ]
-    gene_probabilities = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
+    query, test = comparison.query, comparison.test
+    most = reference.size_limits.gene_auc
+    classified = [sample_at_most(cells, most=most, seed=seed).expression for cells in (query, test)]
     pairs = gene_pairs(query, test, reference.variable_genes)
     changes = marker_fold_changes(query, test, reference.markers, fewest=MIN_CELLS_FOR_MEANS)
     gene_scores = {
@@ -234,14 +199,14 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
     return {
         **means[["energy", "energy_error", *relative, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
-        "gene_auc": auc(*gene_probabilities),
+        "gene_auc": auc(*cross_validated_probabilities(linear_classifier(), *classified, seed=seed)),
         **fold_change_scores(Agreement.pooled(changes.values()), independent=INDEPENDENT_OF_ALL),
         **means[["f1", "f1_chance"]],
         **gene_scores,
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
         "gene_correlation": means["gene_correlation"],
-        "variance_ratio": geometric_mean(np.concatenate([np.empty(0), *comparison.variance_ratios.values()])),
+        "variance_ratio": geometric_mean(np.concatenate([np.empty(0), *variance_ratios(query, test).values()])),
         "library_size_ks": kolmogorov_smirnov(query.library_size, test.library_size),
         "detected_genes_ks": kolmogorov_smirnov(query.n_detected, test.n_detected),
     }

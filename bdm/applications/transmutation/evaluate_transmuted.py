@@ -34,7 +34,7 @@ from bdm.data.gene_tests import PSEUDOCOUNT, Agreement
 from bdm.data.modalities import Modality, modalities_of
 from bdm.evaluation.metrics import fitted_pca, gene_statistics
 from bdm.evaluation.resamples import draw_resamples
-from bdm.evaluation.scores import INDEPENDENT, Comparison, Reference, fold_change_scores, score_group
+from bdm.evaluation.scores import INDEPENDENT, Comparison, fold_change_scores
 from bdm.evaluation.table import MODALITY, TYPE, Row, score_rows, score_table, wide
 from bdm.evaluation.verdict import Verdict, verdict
 from bdm.settings import EvaluationSettings
@@ -166,15 +166,15 @@ def evaluate_transmutation(
 def score_sets(
     sets: dict[str, TransmutedCells], ends: Endpoints, real: RealCells, where: dict[str, str], *, seed: int
 ) -> Iterator[Row]:
-    """Yield the scores of cells of the new type by :func:`score_group`, and by the genes that differ most."""
+    """Yield the scores of cells of the new type by :class:`Comparison`, and by the genes that differ most."""
     cells = {name: pair.after for name, pair in sets.items()}
     [resample] = draw_resamples(replace(real, training=ends.new, test=ends.test), cells, ONE_RESAMPLE, seed=seed)
     for name, query in resample.query.items():
-        comparison = Comparison.between(query, Reference(resample.test), seed=resample.seed)
+        comparison = Comparison.between(query, resample.test, seed=resample.seed)
         masks = (np.ones(len(each), dtype=bool) for each in (comparison.query, comparison.test))
         statistics, changes = gene_statistics(comparison.query, comparison.test), fold_changes(query, ends)
         scores = {
-            **score_group(comparison, *masks),
+            **comparison.scores(*masks),
             "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
             "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
             **fold_change_scores(changes, independent=INDEPENDENT),
