@@ -158,14 +158,13 @@ class PrepareSettings(StageSettings):
     drop_unlabelled: Annotated[bool, "Leave out cells without a cell type; by default, they are an error."] = False
     genes: Annotated[
         str | Path | tuple[str, ...],
-        "Genes to use: `seurat_v3` (the most variable ones), `all`, or a text file with a name or symbol per line.",
+        "Genes that the latent is from: `seurat_v3` (the most variable), `all`, or a text file with a gene per line.",
     ] = "seurat_v3"
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
-        str | Path | tuple[str, ...] | None,
-        "Genes to add to the most variable ones: a text file with a gene per line, or the built-in `markers`.",
-        Unset("none"),
-    ] = None
+        str | Path | tuple[str, ...],
+        "Further genes to generate: `all`, `none`, or a text file with a gene per line.",
+    ] = "all"
     n_peaks: Annotated[int, Ge(1), "Number of peaks to use: the ones detected in most training cells."] = 20_000
     modality: Annotated[
         tuple[str, ...],

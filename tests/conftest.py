@@ -66,7 +66,7 @@ def quick_settings():
     from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, Settings, TrainSettings
 
     return Settings(
-        prepare=PrepareSettings(n_genes=200, test=0.0),
+        prepare=PrepareSettings(n_genes=200, keep_genes="none", test=0.0),
         autoencoder=AutoencoderSettings(n_latent=6, n_steps=100),
         hierarchy=HierarchySettings(n_bootstrap=20),
         train=TrainSettings(width=32, n_layers=2, n_steps=100),

@@ -363,7 +363,7 @@ def test_device_that_is_not_there(device, monkeypatch):
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2))
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=100, keep_genes="none", test=0.2))
 
 
 def fitted_with_history(adata, **changes) -> tuple[GeneAutoencoder, pd.DataFrame]:
@@ -601,9 +601,9 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr("bdm.autoencoder.inputs.N_SAMPLED_PER_TYPE", few)
     read = []
 
-    def counted(matrix, rows):
+    def counted(matrix, rows, columns=None):
         read.append(rows)
-        return take_rows(matrix, rows)
+        return take_rows(matrix, rows, columns)
 
     monkeypatch.setattr(matrix, "take_rows", counted)
     fitted(on_disk)

@@ -143,7 +143,7 @@ def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, min_cells_per_type=20, test=0.2)
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, keep_genes="none", min_cells_per_type=20, test=0.2)
     return prepare(example_cells, settings)
 
 
@@ -198,7 +198,7 @@ def with_other(cells: AnnData, modality: str, path: Path, *, n_features: int) ->
     features = cells[:, :n_features].copy()
     features.var_names = [f"F{number}" for number in range(n_features)]
     cells = from_mudata({"rna": cells, modality: features}, cells.obs[[]])
-    prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2)).write_h5ad(path)
+    prepare(cells, PrepareSettings(label_key="bulk_labels", n_genes=100, keep_genes="none", test=0.2)).write_h5ad(path)
     return path
 
 
@@ -248,7 +248,7 @@ def of_donors(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def inputs(trained, of_donors, prepared, prepared_file, tmp_path_factory) -> dict[str, Path]:
+def inputs(trained, of_donors, example_cells, prepared, prepared_file, tmp_path_factory) -> dict[str, Path]:
     """Input files of studies by name."""
     folder = tmp_path_factory.mktemp("inputs")
     cells = prepared.copy()
@@ -259,11 +259,14 @@ def inputs(trained, of_donors, prepared, prepared_file, tmp_path_factory) -> dic
     few.obs["cell_type"] = few.obs["cell_type"].cat.remove_unused_categories()
     few.write_h5ad(folder / "few.h5ad")
     prepared[prepared.obs["split"] != "test"].write_h5ad(folder / "training.h5ad")
+    every = PrepareSettings(label_key="bulk_labels", n_genes=100, min_cells_per_type=60, test=0.2)
+    prepare(example_cells, every).write_h5ad(folder / "every.h5ad")
     return {
         "prepared": prepared_file,
         "training": folder / "training.h5ad",
         "labelled": folder / "labelled.h5ad",
         "few": folder / "few.h5ad",
+        "every": folder / "every.h5ad",
         "model": trained / "models/branched",
         "autoencoder": trained / "autoencoders/branched",
         "tree": trained / "hierarchies/branched.json",
@@ -284,6 +287,7 @@ STUDIES = {
         f"--cell-type '{NK}' --n-cells 12",
         "## F1 of a linear classifier\n\n| data | n_train | balanced | branched |",
     ),
+    "genes": ("every", "", "| blood | every gene |"),
     "paper": ("prepared autoencoder", "--n-steps 20 --every 9", "| blood | branched, shared ancestors |"),
     "pbmc3k_protocol": ("prepared training", "", "| method | RBF-MMD | W2 |"),
     "populations": (

@@ -83,9 +83,9 @@ def test_what_is_stored_by_genes_is_read_whole_with_a_warning(tmp_path, caplog):
 
 @pytest.mark.usefixtures("sizes")
 def test_prepared_cells_stay_on_disk(example_cells, tmp_path):
-    prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50, test=0.2)).write_h5ad(
-        tmp_path / "prepared.h5ad"
-    )
+    prepare(
+        example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50, keep_genes="none", test=0.2)
+    ).write_h5ad(tmp_path / "prepared.h5ad")
     stored, held = (read_prepared(tmp_path / "prepared.h5ad", on_disk=how) for how in (True, False))
     assert isinstance(stored.X, anndata.abc.CSRDataset)
     assert stored.uns["bdm"] == held.uns["bdm"]

@@ -85,7 +85,7 @@ def test_version_is_that_of_the_package(monkeypatch, capsys):
 
 # ---- the whole way
 
-PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.2, "--seed", 3)
+PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--keep-genes", "none", "--test", 0.2, "--seed", 3)
 DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv")
 STEPS = (
     ("example", "cells.h5ad"),

@@ -295,7 +295,7 @@ def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):
     fit, generate, _ = [line for line in code_lines(page) if line.startswith("bdm ")]
     keys = {f"--{key.replace('_', '-')}" for key in [*mine, *mine["prepare"]]}
     assert keys - set(fit.split()) == {"--path", "--prepare"}
-    few = ("--n-genes=60", "--n-latent=4", "--autoencoder-n-steps=5", "--train-n-steps=5")
+    few = ("--n-genes=60", "--keep-genes=none", "--n-latent=4", "--autoencoder-n-steps=5", "--train-n-steps=5")
     assert bdm(*shlex.split(fit)[1:], *few)[0] == 0
     assert bdm(*shlex.split(generate.replace("100", "3"))[1:])[0] == 0
     found: dict = {}

@@ -25,7 +25,7 @@ def bdm(*arguments) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=300, test=0.2))
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=300, keep_genes="none", test=0.2))
 
 
 @pytest.fixture
@@ -97,9 +97,9 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
 
     n_read = defaultdict(list)
 
-    def counted(matrix, rows):
+    def counted(matrix, rows, columns=None):
         n_read[path_of(matrix).stem].append(len(rows))
-        return take_rows(matrix, rows)
+        return take_rows(matrix, rows, columns)
 
     monkeypatch.setattr(matrix, "take_rows", counted)
     monkeypatch.setattr(metrics, "BLOCK", 50)

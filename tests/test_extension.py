@@ -393,7 +393,7 @@ def folder(base, example_cells, tmp_path_factory):
     folder = tmp_path_factory.mktemp("extend")
     save_model(folder / "model", base)
     example_cells.write_h5ad(folder / "cells.h5ad")
-    settings = PrepareSettings(label_key="bulk_labels", leave_out=tuple(NEW), n_genes=200, test=0.0)
+    settings = PrepareSettings(label_key="bulk_labels", leave_out=tuple(NEW), n_genes=200, keep_genes="none", test=0.0)
     prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
     return folder
 

@@ -333,7 +333,7 @@ def test_names_of_proteins_and_columns_may_have_slashes(parts, tmp_path):
 
 
 def test_genes_are_chosen_among_genes_and_peaks_by_cells(parts):
-    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, n_peaks=20)
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, keep_genes="none", n_peaks=20)
     prepared = prepare(joined(), settings)
     assert block_sizes(prepared.var) == (100, N_PROTEINS, 20)
     alone = prepare(parts["rna"], settings)
@@ -423,7 +423,18 @@ def test_peaks_have_a_log_size_of_their_own(multi_model):
 
 
 def test_commands_take_and_give_mudata(bdm, file, tmp_path):
-    quick = ("--label-key", "bulk_labels", "--n-genes", 100, "--autoencoder-n-steps", 5, "--n-latent", 4)
+    quick = (
+        "--label-key",
+        "bulk_labels",
+        "--n-genes",
+        100,
+        "--keep-genes",
+        "none",
+        "--autoencoder-n-steps",
+        5,
+        "--n-latent",
+        4,
+    )
     model, out, again = tmp_path / "model", tmp_path / "new.h5mu", tmp_path / "new.h5ad"
     assert bdm("fit", file, model, *quick, "--n-bootstrap", 0)[0] == 0
     assert bdm("generate", model, out, "--cells", 5)[0] == 0

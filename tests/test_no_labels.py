@@ -42,7 +42,7 @@ def settings(small_settings) -> Settings:
     """Settings of a model of one population."""
     return replace(
         small_settings,
-        prepare=PrepareSettings(n_genes=100, label_key=None, test=0.2),
+        prepare=PrepareSettings(n_genes=100, keep_genes="none", label_key=None, test=0.2),
         autoencoder=replace(small_settings.autoencoder, n_steps=30, sub_populations="none"),
         train=replace(small_settings.train, n_steps=30),
     )
@@ -69,7 +69,7 @@ def interpretation(model) -> Interpretation:
 
 def test_none_means_no_labels_and_the_default_is_a_column(cells, settings):
     assert PrepareSettings().label_key == "cell_type"
-    quick = Settings(prepare=PrepareSettings(n_genes=50, test=0.0))
+    quick = Settings(prepare=PrepareSettings(n_genes=50, keep_genes="none", test=0.0))
     assert package.BranchedDiffusion(cells, label_key=None, settings=quick).cell_types == (WITHOUT_LABELS,)
     assert package.BranchedDiffusion(cells, settings=settings).cell_types == (WITHOUT_LABELS,)
     assert len(package.BranchedDiffusion(cells, settings=quick).cell_types) == 9
@@ -81,11 +81,11 @@ def test_none_means_no_labels_and_the_default_is_a_column(cells, settings):
 
 
 def test_cells_are_split_as_one_type_and_keep_their_columns(cells):
-    prepared = prepare(cells, PrepareSettings(n_genes=50, label_key=None, test=0.2))
+    prepared = prepare(cells, PrepareSettings(n_genes=50, keep_genes="none", label_key=None, test=0.2))
     assert prepared.obs["cell_type"].tolist() == [WITHOUT_LABELS] * 700
     assert prepared.obs["split"].value_counts().to_dict() == {"train": 490, "validation": 70, "test": 140}
     assert prepared.obs["cell_type_input"].astype(str).tolist() == cells.obs["cell_type"].tolist()
-    again = prepare(cells, PrepareSettings(n_genes=50, label_key=None, seed=1, test=0.2))
+    again = prepare(cells, PrepareSettings(n_genes=50, keep_genes="none", label_key=None, seed=1, test=0.2))
     assert (again.obs["split"] != prepared.obs["split"]).any()
 
 
@@ -102,7 +102,7 @@ def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
         assert code == 2
         assert re.search(words, message)
         assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
-    assert bdm("prepare", *given, "--no-labels", "--n-genes", 20)[0] == 0
+    assert bdm("prepare", *given, "--no-labels", "--n-genes", 20, "--keep-genes", "none")[0] == 0
     assert set(read_prepared(tmp_path / "out.h5ad").obs["cell_type"]) == {WITHOUT_LABELS}
 
 
@@ -284,7 +284,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     monkeypatch.chdir(tmp_path)
     ad.AnnData(cells.X, obs=cells.obs[[]], var=cells.var).write_h5ad("cells.h5ad")
     for line in [
-        "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --test 0.2",
+        "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --keep-genes none --test 0.2",
         "autoencoder prepared.h5ad autoencoder --n-latent 4 --n-steps 20 --sub-populations none",
         "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv",
         "train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 20",

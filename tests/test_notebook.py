@@ -10,7 +10,7 @@ import bdm
 from bdm.data.read import pbmc68k_counts
 
 settings = bdm.Settings(
-    prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
+    prepare=bdm.PrepareSettings(n_genes=50, keep_genes="none", test=0.0),
     autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
     train=bdm.TrainSettings(n_steps=2, width=8),
 )

@@ -39,7 +39,13 @@ def quick(small_settings):
     return replace(
         small_settings,
         prepare=bdm.PrepareSettings(
-            label_key="annotation", batch_key="person", counts="raw_counts", n_genes=150, test=0.2, seed=7
+            label_key="annotation",
+            batch_key="person",
+            counts="raw_counts",
+            n_genes=150,
+            keep_genes="none",
+            test=0.2,
+            seed=7,
         ),
         autoencoder=replace(small_settings.autoencoder, n_steps=20),
         train=replace(small_settings.train, n_steps=20),
@@ -100,7 +106,7 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward, tiny_settings):
     numbered = awkward.copy()
     codes = awkward.obs["annotation"].astype("category").cat.codes.astype(int)
     numbered.obs["annotation"] = codes
-    prepare = bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50)
+    prepare = bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, keep_genes="none")
     model = bdm.BranchedDiffusion(numbered, settings=replace(tiny_settings, prepare=prepare)).fit()
     two, three = (int(name) for name in model.cell_types[:2])
     transmuted = model.transmute(numbered, to=two, from_=three)
@@ -266,7 +272,18 @@ def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
 @pytest.mark.slow
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
-    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--train-n-steps", 20)
+    steps = (
+        "--n-genes",
+        50,
+        "--keep-genes",
+        "none",
+        "--n-latent",
+        4,
+        "--autoencoder-n-steps",
+        2,
+        "--train-n-steps",
+        20,
+    )
     command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
     command("generate", "own", "generated_own.h5ad", "--cells", 20)
     command("evaluate", "cells.h5ad", "generated_own.h5ad", "evaluation", "--model", "own", "--n-repeats", 1)

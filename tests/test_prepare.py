@@ -16,7 +16,7 @@ from skmisc.loess import loess
 
 from bdm._core.errors import InputError
 from bdm.data.filters import split_by_type
-from bdm.data.genes import MARKERS, GeneNames, symbol_column
+from bdm.data.genes import GeneNames, symbol_column
 from bdm.data.matrix import appended_rows
 from bdm.data.prepare import prepare, prepared_cells, read_prepared
 from bdm.data.read import read_cells
@@ -26,7 +26,7 @@ SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells
 
 
 def settings(**changes) -> PrepareSettings:
-    return PrepareSettings(**{"label_key": "bulk_labels", "n_genes": 200, "test": 0.2, **changes})
+    return PrepareSettings(**{"label_key": "bulk_labels", "n_genes": 200, "keep_genes": "none", "test": 0.2, **changes})
 
 
 @pytest.fixture
@@ -83,29 +83,19 @@ def test_kept_genes_of_few_cells_are_left_out_with_a_warning(cells, caplog):
     assert re.search(rf"fewer than 50 training cells: {rare}\.", caplog.text)
 
 
-@pytest.mark.parametrize("change", [str.upper, str.title])
-def test_built_in_markers_are_kept_in_any_case(cells, caplog, change):
-    cells.var_names = [change(name) for name in cells.var_names]
-    few = set(prepare(cells, settings(n_genes=20)).var_names)
-    caplog.clear()
-    prepared = prepare(cells, settings(n_genes=20, keep_genes="markers"))
-    assert set(prepared.var_names) > few
-    assert "Left out listed genes" not in caplog.text
-    known = {change(gene) for genes in MARKERS.values() for gene in genes}
-    assert set(prepared.var_names) - few <= known
-
-
-def test_markers_that_are_not_chosen_are_hinted_at(cells, caplog):
-    with caplog.at_level(logging.INFO):
-        few = prepare(cells, settings(n_genes=20)).var_names
-        lacking = {gene for genes in MARKERS.values() for gene in genes if gene in cells.var_names.difference(few)}
-        assert re.search(rf"{len(lacking)} markers .*CD3D, CD3E.*`.*keep_genes='markers'`", caplog.text)
-        caplog.clear()
-        prepare(cells, settings(n_genes=20, keep_genes=["LYZ"]))
-        prepare(cells, settings(n_genes=20, keep_genes="markers"))
-        prepare(cells, settings(genes="all"))
-        prepare(cells, settings(genes=["LYZ", "CD74"]))
-    assert "markers of common cell types" not in caplog.text
+def test_genes_that_are_not_highly_variable_come_last(cells):
+    cells.var["highly_variable"] = np.arange(cells.n_vars) < 10  # of another selection
+    few = prepare(cells, settings(n_genes=20))
+    prepared = prepare(cells, settings(n_genes=20, keep_genes="all"))
+    assert "highly_variable" not in few.var
+    assert set(prepared.var_names) == set(prepare(cells, settings(genes="all")).var_names)
+    assert (
+        list(prepared.var_names[:20])
+        == list(few.var_names)
+        == list(prepared.var_names[prepared.var["highly_variable"]])
+    )
+    counted = few.obs_names[:50]
+    np.testing.assert_array_equal(prepared[counted].X.toarray(), cells[counted, prepared.var_names].X.toarray())
 
 
 # ---- gene symbols
@@ -129,8 +119,7 @@ def test_lists_of_genes_name_symbols_or_identifiers(with_ids, tmp_path):
     (tmp_path / "genes.txt").write_text("\n".join([*lyz, "CD3D", "CD74"]))
     prepared = prepare(with_ids, settings(genes=str(tmp_path / "genes.txt")))
     assert set(prepared.var_names) == {*lyz, *cd3d, *ids_of(with_ids, "CD74")}
-    assert set(prepare(with_ids, settings(n_genes=5, keep_genes=["CD3D"])).var_names) > set(cd3d)
-    assert set(prepare(with_ids, settings(n_genes=5, keep_genes="markers")).var_names) > set(cd3d)
+    assert set(prepare(with_ids, settings(n_genes=20, keep_genes=["CD3D"])).var_names) > set(cd3d)
     with pytest.raises(InputError, match=r"1 of 2 listed genes .*CD4000; .* ENSG00000000000 or HES4"):
         prepare(with_ids, settings(genes=["CD3D", "CD4000"]))
 
@@ -501,7 +490,7 @@ def test_memory_does_not_grow_with_the_counts(tmp_path):
     run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 250  # MB; the counts alone take 205
-    assert anndata.read_h5ad(paths[1], backed="r").shape == (32_000, 1000)
+    assert anndata.read_h5ad(paths[1], backed="r").shape == (32_000, 4000)
 
 
 # ---- the split
@@ -526,7 +515,7 @@ def test_split_of_a_type_does_not_depend_on_others(cells):
         ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
         ({"genes": "empty.txt"}, r"empty\.txt names no genes"),
         ({"genes": []}, "`genes=` lists no genes"),
-        ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'markers' .*no_such_file.txt is none"),
+        ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'all', 'none' .*no_such_file.txt is none"),
         ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
     ],
 )

@@ -85,7 +85,18 @@ def full(example_cells, tmp_path_factory) -> Path:
     cells.write_h5ad(folder.parent / "my <i>cells.h5ad")
     prepared, generated, model = (folder / name for name in ("prepared.h5ad", "generated.h5ad", "model"))
     keys = ("--label-key", "label", "--leave-out", LEFT_OUT, "--donor-key", "donor")
-    bdm("prepare", folder.parent / "my <i>cells.h5ad", prepared, *keys, "--n-genes", 100, "--test", 0.2)
+    bdm(
+        "prepare",
+        folder.parent / "my <i>cells.h5ad",
+        prepared,
+        *keys,
+        "--n-genes",
+        100,
+        "--keep-genes",
+        "none",
+        "--test",
+        0.2,
+    )
     bdm("autoencoder", prepared, folder / "autoencoder", "--n-latent", 4, "--n-steps", 10)
     bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
     small = ("--width", 16, "--n-layers", 1, "--n-steps", 10)

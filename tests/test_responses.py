@@ -537,7 +537,7 @@ def test_generated_cells_of_a_type_that_was_not_measured_are_predicted(cells, tm
     """Commands lead from control cells to cells in a condition."""
     without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
     cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy().write_h5ad(tmp_path / "control.h5ad")
-    steps = ("--autoencoder-n-steps", 5, "--sub-populations", "none", "--n-genes", 60)
+    steps = ("--autoencoder-n-steps", 5, "--sub-populations", "none", "--n-genes", 60, "--keep-genes", "none")
     words = bdm_and_next("fit", "control.h5ad", "model", "--label-key", "kind", *steps)
     assert words[:3] == ["generate", "model", "generated.h5ad"]
     words = bdm_and_next("respond", "cells.h5ad", "responses", "--label-key", "kind")

@@ -15,7 +15,7 @@ from test_workflow import snakemake as run_here
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "profiles/slurm"
 SETTINGS = {
-    "prepare": {"n_genes": 300},
+    "prepare": {"n_genes": 300, "keep_genes": "none"},
     "autoencoder": {"n_steps": 50},
     "hierarchy": {"n_bootstrap": 5},
     "train": {"n_steps": 500},

@@ -291,7 +291,7 @@ def run_workflow(folder: Path) -> None:
     """Run the workflow with all its rules but those of power: on five types, with few genes and steps."""
     left_out = ["CD34+", "CD4+/CD45RO+ Memory", "CD8+ Cytotoxic T", "CD8+/CD45RA+ Naive Cytotoxic"]
     config = demo_config(
-        prepare={"n_genes": 100, "leave_out": left_out, "min_cells_per_type": 12},
+        prepare={"n_genes": 100, "keep_genes": "none", "leave_out": left_out, "min_cells_per_type": 12},
         autoencoder={"n_latent": 6, "n_steps": 30},
         hierarchy={"n_bootstrap": 5},
         train={"prior": "diffusion", "width": 16, "n_steps": 30},
@@ -386,7 +386,7 @@ def test_cells_with_proteins_and_peaks_have_a_report(warm, tmp_path):
     write_h5mu(tmp_path / "cells.h5mu", joined())
     config = {
         "datasets": {"blood": {"path": "cells.h5mu", "label_key": "bulk_labels"}},
-        "prepare": {"n_genes": 100, "n_peaks": 30},
+        "prepare": {"n_genes": 100, "keep_genes": "none", "n_peaks": 30},
         "autoencoder": {"n_latent": 6, "n_steps": 30},
         "hierarchy": {"n_bootstrap": 5},
         "transmute": {"transmutations": {"b_to_nk": {"to": "CD56+ NK", "from": ["CD19+ B"]}}},

@@ -18,7 +18,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import GrowingNegativeBinomial
 from bdm.autoencoder.protein_levels import protein_columns
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.data.modalities import Modality, modalities_of, size_names
+from bdm.data.modalities import Modality, encoded_features, modalities_of, size_names
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,17 @@ class GeneAutoencoder:
     def size_names(self) -> tuple[str, ...]:
         """Names of the log library sizes of the modalities."""
         return size_names(self.genes)
+
+    def encoded_part(self) -> GeneAutoencoder:
+        """Return the autoencoder of the features that latents depend on, without type-specific decoders."""
+        network = CountAutoencoder.from_decoder(self.network.decoder.encoded_part(), self.network.prior_mean)
+        return replace(
+            self,
+            network=network,
+            genes=self.genes.iloc[encoded_features(self.genes)],
+            adapters=Adapters.from_shared(network, (), ()),
+            noise={},
+        )
 
     def network_of(self, population: str | None) -> CountAutoencoder:
         """Return the network of a population: with its own decoder, or the shared one."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
 from bdm.autoencoder.softmax import Blocks, Loadings, PaddedCells, Parameters, SoftmaxEvidence
+from bdm.data.modalities import blocks_of
 from bdm.settings import DECODERS
 
 DISPERSION_PACE = 5  # scales the steps of log dispersions, which move much further in training than loadings
@@ -30,9 +32,29 @@ class AutoencoderShape:
     n_latent: int = 30
     n_batches: int = 0  # 0 without a batch key
     likelihood: str = "negative_binomial"  # name of the decoder
-    # Number of features of each modality (together `n_genes`; empty for RNA alone), and whether it is normalised
+    # Number of features of each block (together `n_genes`; empty for one block), whether it is normalised, and whether
+    # latents depend on its counts
     blocks: tuple[int, ...] = ()
     normalised: tuple[bool, ...] = (True,)
+    encoded: tuple[bool, ...] = ()  # by default, all blocks
+
+    @classmethod
+    def from_genes(cls, genes: pd.DataFrame, **sizes: Any) -> AutoencoderShape:
+        """Return the shape for the features of prepared cells (``var``)."""
+        blocks = blocks_of(genes)
+        return cls(
+            n_genes=len(genes),
+            blocks=tuple(block.n_features for block in blocks) if len(blocks) > 1 else (),
+            normalised=tuple(block.normalised for block in blocks),
+            encoded=() if all(block.encoded for block in blocks) else tuple(block.encoded for block in blocks),
+            **sizes,
+        )
+
+    def joined(self, encoded: Tensor, others: Tensor, *, axis: int = -1) -> Tensor:
+        """Join values of the features that latents depend on, and of the others, in the order of the features."""
+        is_other = np.repeat(np.invert(self.encoded), self.blocks)
+        order = torch.from_numpy(np.argsort(np.argsort(is_other, kind="stable")))
+        return torch.cat([encoded, others], dim=axis).index_select(axis, order)
 
 
 class Decoder(nn.Module):
@@ -40,7 +62,8 @@ class Decoder(nn.Module):
 
     The decoder is linear, so that loadings can be interpreted: expression is ``softmax(loadings z + offset[batch])``
     over genes. Counts have the mean expression x library size, and an observation model describes the noise around it.
-    Each modality is a block of features; proteins have no softmax, see :class:`bdm.autoencoder.softmax.Blocks`.
+    Each modality is a block of features; proteins have no softmax, see :class:`bdm.autoencoder.softmax.Blocks`. Genes
+    that are not highly variable are a block, too, on whose counts latents do not depend.
 
     Subclasses set ``observation_model`` and register under a name, which is the value of the setting ``likelihood``;
     installed packages register through the entry point group ``bdm.decoders``. If the observation model has
@@ -165,6 +188,8 @@ class Decoder(nn.Module):
 
     def evidence(self, counts: Tensor, cell_type: Tensor, batch: Tensor) -> SoftmaxEvidence:
         """Return the likelihood of latents given counts (cells x genes), with its derivatives."""
+        if self.shape.encoded:
+            return self.encoded_part().evidence(counts[:, self.encoded_columns], cell_type, batch)
         offset, loadings = self.loadings.bias + self.batch_offset[batch], Loadings.from_weight(self.loadings.weight)
         return SoftmaxEvidence(counts, self.size(counts), offset, self.observation(cell_type), loadings, self.blocks)
 
@@ -238,9 +263,9 @@ class Decoder(nn.Module):
         """Replace types by weighted means (``weight``: means x types), in a copy."""
         state = self.state_dict()
         shape = replace(self.shape, n_types=len(weight))
-        return self._copied(shape, {name: weight @ state[name] for name in self.by_type})
+        return self.with_state(shape, {name: weight @ state[name] for name in self.by_type})
 
-    def _copied(self, shape: AutoencoderShape, state: Parameters) -> Self:
+    def with_state(self, shape: AutoencoderShape, state: Parameters) -> Self:
         """Copy the decoder with a new shape and new tensors."""
         with torch.device("meta"):  # allocates no values, so nothing is drawn at random
             decoder = type(self)(shape)
@@ -248,18 +273,47 @@ class Decoder(nn.Module):
         decoder.load_state_dict(values, assign=True)
         return decoder.eval().requires_grad_(False)
 
-    def for_block(self, number: int) -> Self:
-        """Copy the decoder of one block of features, such as genes without proteins."""
-        start = sum(self.shape.blocks[:number])
-        features = slice(start, start + self.shape.blocks[number])
-        state = {
-            name: value[features] if name == "loadings.weight" else value[..., features]
-            for name, value in self.state_dict().items()
-        }
+    def of_blocks(self, *numbers: int) -> Self:
+        """Copy the decoder of some blocks of features, such as genes without proteins."""
+        n_features = tuple(self.shape.blocks[number] for number in numbers)
+        columns = self.columns(*numbers)
+        state = {name: value.index_select(gene_axis(name), columns) for name, value in self.state_dict().items()}
         shape = replace(
-            self.shape, n_genes=self.shape.blocks[number], blocks=(), normalised=(self.blocks.normalised[number],)
+            self.shape,
+            n_genes=sum(n_features),
+            blocks=n_features if len(numbers) > 1 else (),
+            normalised=tuple(self.blocks.normalised[number] for number in numbers),
+            encoded=(),
         )
-        return self._copied(shape, state)
+        return self.with_state(shape, state)
+
+    def columns(self, *numbers: int) -> Tensor:
+        """Return the indices of the features of blocks."""
+        parts = torch.arange(self.shape.n_genes).split(self.shape.blocks)
+        return torch.cat([parts[number] for number in numbers])
+
+    @property
+    def encoded_columns(self) -> Tensor:
+        """Indices of the features that latents depend on."""
+        if not self.shape.encoded:
+            return torch.arange(self.shape.n_genes)
+        return self.columns(*np.flatnonzero(self.shape.encoded))
+
+    def encoded_part(self) -> Self:
+        """Return the decoder of the features that latents depend on."""
+        return self.of_blocks(*np.flatnonzero(self.shape.encoded)) if self.shape.encoded else self
+
+    def other_part(self) -> Self:
+        """Return the decoder of the features that latents do not depend on."""
+        return self.of_blocks(*np.flatnonzero(np.invert(self.shape.encoded)))
+
+    def with_other_genes(self, shape: AutoencoderShape, added: Self) -> Self:
+        """Copy the decoder with the features of another one, which latents do not depend on."""
+        of_added = added.state_dict()
+        state = {
+            name: shape.joined(value, of_added[name], axis=gene_axis(name)) for name, value in self.state_dict().items()
+        }
+        return self.with_state(shape, state)
 
     # ---- batches
 
@@ -296,7 +350,7 @@ class Decoder(nn.Module):
         """Copy the decoder with more batches, given their offsets (batches x genes)."""
         all_offsets = torch.cat([self.batch_offset.detach(), offsets])
         shape = replace(self.shape, n_batches=len(all_offsets))
-        return self._copied(shape, {"batch_offset": all_offsets})
+        return self.with_state(shape, {"batch_offset": all_offsets})
 
     # ---- decoders of single populations; their parameters are stacked along the first axis
 
@@ -311,11 +365,12 @@ class Decoder(nn.Module):
 
         Returns
         -------
-        ``loadings``, populations x genes x latent dimensions; ``offset``, logits at latent 0; and the parameters of
-        the noise. All but the loadings are populations x genes.
+        ``loadings``, populations x encoded genes x latent dimensions; ``offset``, logits at latent 0; and the
+        parameters of the noise. All but the loadings are populations x genes.
         """
         n = len(cell_types)
-        loadings = self.loadings.weight.detach().expand(n, -1, -1)  # a view, see PaddedCells.evidence
+        loadings = self.encoded_part().loadings.weight.detach()
+        loadings = loadings.expand(n, -1, -1)  # a view, see PaddedCells.evidence
         return {"loadings": loadings, "offset": self.loadings.bias.detach().repeat(n, 1), **self.noise(cell_types)}
 
     @torch.no_grad()
@@ -328,8 +383,10 @@ class Decoder(nn.Module):
     def for_population(self, parameters: Parameters) -> Self:
         """Return a decoder with the parameters of one population and these batch offsets."""
         noise = {entry.name: parameters[entry.name][None] for entry in fields(self.observation_model)}
-        state = {"loadings.weight": parameters["loadings"], "loadings.bias": parameters["offset"]}
-        return self._copied(replace(self.shape, n_types=1), state | self.noise_state(noise))
+        loadings = self.loadings.weight.detach().clone()  # all populations share those of other genes
+        loadings[self.encoded_columns] = parameters["loadings"]
+        state = {"loadings.weight": loadings, "loadings.bias": parameters["offset"]}
+        return self.with_state(replace(self.shape, n_types=1), state | self.noise_state(noise))
 
     def padded_cells(self, counts: Sequence[Tensor], batches: Sequence[Tensor]) -> PaddedCells:
         """Pad training cells of several populations, to fit their decoders together.
@@ -346,6 +403,11 @@ class Decoder(nn.Module):
         offset = self.batch_offset.detach()
         batch_offset = offset[codes] if len(offset) > 1 else offset[None]
         return PaddedCells(self.observation_model, padded, self.size(padded), present, batch_offset, self.blocks)
+
+
+def gene_axis(name: str) -> int:
+    """Return the axis of features in an entry of a decoder's state dict."""
+    return 0 if name == "loadings.weight" else -1
 
 
 class NegativeBinomialDecoder(Decoder, name="negative_binomial"):

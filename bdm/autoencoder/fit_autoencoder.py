@@ -33,6 +33,7 @@ from bdm.autoencoder.inputs import (
     type_names,
 )
 from bdm.autoencoder.network import CountAutoencoder, Posterior
+from bdm.autoencoder.other_genes import add_other_genes
 from bdm.autoencoder.protein_levels import protein_columns, training_levels
 from bdm.autoencoder.rare_types import fit_rare_types
 from bdm.autoencoder.sub_populations import (
@@ -43,7 +44,8 @@ from bdm.autoencoder.sub_populations import (
     prefixes_of,
     warn_of_fewer,
 )
-from bdm.data.modalities import block_sizes, modalities_of, size_names
+from bdm.data.matrix import take_rows
+from bdm.data.modalities import size_names
 from bdm.data.prepare import has_donors, recorded_min_donors
 from bdm.settings import AutoencoderSettings
 
@@ -95,10 +97,12 @@ def fit_autoencoder(
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
     bounds = bounds_by_type(network, network_types, adapters, scored, objective, cell_types)
+    cells = with_all_features(cells, adata)
     levels = training_levels(cells, protein_columns(adata.var), seed=seed)
     autoencoder = GeneAutoencoder(
         network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels
     )
+    autoencoder = add_other_genes(autoencoder, cells, seed=seed)
     noise = fit_count_noise(cells, autoencoder, autoencoder.populations, seed=seed)
     return replace(autoencoder, noise=noise, one_donor=one_donor), history
 
@@ -204,6 +208,14 @@ class Objective:
         return -torch.from_numpy(bounds).mean()
 
 
+def with_all_features(cells: ad.AnnData, adata: ad.AnnData) -> ad.AnnData:
+    """Read the counts of all features of sampled cells."""
+    if cells.n_vars == adata.n_vars:
+        return cells
+    rows = adata.obs_names.get_indexer(cells.obs_names)
+    return ad.AnnData(take_rows(adata.X, rows), cells.obs, adata.var)
+
+
 def train_network(objective: Objective, name: str, *, device: str) -> tuple[CountAutoencoder, pd.DataFrame]:
     """Train the shared network, starting from principal components.
 
@@ -211,14 +223,12 @@ def train_network(objective: Objective, name: str, *, device: str) -> tuple[Coun
     """
     training, settings, seed = objective.training, objective.settings, objective.seed
     start, population = sample_start(objective), objective.division.code[: training.n_obs]
-    shape = AutoencoderShape(
-        n_genes=training.n_vars,
+    shape = AutoencoderShape.from_genes(
+        training.var,
         n_types=len(objective.division.names),
         n_latent=settings.n_latent,
         n_batches=len(objective.batches),
         likelihood=settings.likelihood,
-        blocks=block_sizes(training.var),
-        normalised=tuple(modality.normalised for modality in modalities_of(training.var)),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))

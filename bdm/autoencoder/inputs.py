@@ -12,6 +12,7 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.matrix import take_cells
+from bdm.data.modalities import encoded_features
 
 
 def type_names(adata: ad.AnnData) -> tuple[str, ...]:
@@ -41,6 +42,9 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     return codes_of(adata.obs["batch"], batches)
 
 
+MIN_SIZE = 0.5  # library size of cells without counts of a block, such as genes that are not highly variable
+
+
 # ---- blocks of cells
 
 BLOCK = 512  # cells
@@ -68,10 +72,10 @@ N_SAMPLED_PER_TYPE = {"train": 500, "validation": 150, "start": 20}
 
 
 def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:
-    """Read the cells of a split, or a sample of large data; see :func:`sample_rows`."""
+    """Read the encoded features of the cells of a split, or of a sample of large data; see :func:`sample_rows`."""
     rows = np.flatnonzero(adata.obs["split"] == split)
     chosen = np.sort(sample_rows(adata.obs["cell_type"], rows, split, n_cells=n_cells, seed=seed))
-    return take_cells(adata, chosen)
+    return take_cells(adata, chosen, encoded_features(adata.var))
 
 
 def sample_rows(cell_type: pd.Series, rows: np.ndarray, purpose: str, *, n_cells: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.inputs import batch_codes
+from bdm.autoencoder.inputs import MIN_SIZE, batch_codes
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE
 from bdm.data.read import read_cells
@@ -126,7 +126,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
         rows, counts = block
         dense = to_tensor(counts.toarray())
         latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
-        log_library_sizes = autoencoder.network.decoder.size(dense).log()
+        log_library_sizes = autoencoder.network.decoder.size(dense).clamp(min=MIN_SIZE).log()
         return (
             rows,
             layout.joined(latent.mean, log_library_sizes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,10 +146,11 @@ def choose_genes(
     *,
     listed: pd.Index | None,
     kept: pd.Index | None,
-) -> np.ndarray:
-    """Return a mask of the selected genes, using only training cells.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the highly variable genes, and of the other genes to keep, using only training cells.
 
-    They are the ``listed`` genes (all if None), or the most variable of all genes. ``kept`` genes are added.
+    Highly variable genes are the most variable of all genes, or the ``listed`` ones (all if None). The others are those
+    in ``kept`` (all if None).
     """
     genes, min_cells = names.index, settings.min_cells_per_gene
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
@@ -158,43 +159,38 @@ def choose_genes(
     if not seen.all():
         n_dropped = counted(int((~seen).sum()), "gene")
         logger.info("Dropped %s detected in fewer than %d training cells.", n_dropped, min_cells)
-    is_listed, is_kept = (np.zeros(len(genes), bool) if some is None else genes.isin(some) for some in (listed, kept))
-    rare = names.labels[(is_listed if settings.keep_genes == "markers" else is_listed | is_kept) & ~seen]
-    if len(rare):
+    is_listed, is_kept = (np.ones(len(genes), bool) if some is None else genes.isin(some) for some in (listed, kept))
+    is_named = np.logical_or.reduce([genes.isin(some) for some in (listed, kept) if some is not None] or [~seen & seen])
+    if len(rare := names.labels[is_named & ~seen]):
         logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))
-    chosen = seen if listed is None else seen & is_listed
+    chosen = seen & is_listed
     if not chosen.any():
         raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
     if settings.genes == "seurat_v3" and settings.n_genes < chosen.sum():
-        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=settings.n_genes)
-        if kept is None:
-            markers = marker_genes(names)
-            hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
-    added = is_kept & seen & ~chosen
-    if added.any():
-        logger.info("Kept %d genes in addition to the %d that were chosen.", added.sum(), chosen.sum())
-    return np.asarray(chosen | added)
+        chosen = most_variable(train, batches, sums, among=chosen, n_genes=settings.n_genes)
+    return np.flatnonzero(chosen), np.flatnonzero(seen & is_kept & ~chosen)
 
 
 def gene_lists(settings: PrepareSettings) -> tuple[pd.Index | None, pd.Index | None]:
-    """Read the lists of genes to select, and to keep in addition."""
-    chosen, kept = settings.genes, settings.keep_genes
-    return (
-        None if chosen in ("seurat_v3", "all") else read_gene_list(chosen, option="genes=", words="'seurat_v3', 'all'"),
-        None if kept is None or kept == "markers" else read_gene_list(kept, option="keep_genes=", words="'markers'"),
-    )
+    """Read the lists of highly variable genes, and of other genes to keep; None for all."""
+    listed = read_gene_list(settings.genes, option="genes=", words={"seurat_v3": None, "all": None})
+    kept = read_gene_list(settings.keep_genes, option="keep_genes=", words={"all": None, "none": pd.Index([])})
+    return listed, kept
 
 
-def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
-    """Read gene names from a file, or return the given names."""
+def read_gene_list(genes: GeneList, *, option: str, words: Mapping[str, pd.Index | None]) -> pd.Index | None:
+    """Read gene names from a file, or return given names, or what a word stands for."""
+    if isinstance(genes, str) and genes in words:
+        return words[genes]
+    in_words = ", ".join(map(repr, words))
     if not isinstance(genes, str | Path):
         if not genes:
-            raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
+            raise InputError(f"`{option}` lists no genes; list at least one, or give {in_words}.")
         return pd.Index(genes).unique()
     try:
         lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is none of these.") from error
+        raise InputError(f"`{option}` takes {in_words} or a text file of names; {genes} is none of these.") from error
     names = pd.Index([line.strip() for line in lines if line.strip()]).unique()
     if names.empty:
         raise InputError(f"{genes} names no genes; write one per line.")
@@ -211,49 +207,6 @@ def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
             f"{', '.join(absent[:3])}; its genes are named like {names.example()}."
         )
     return pd.Index([gene for genes in genes_by_name.values() for gene in genes])
-
-
-MARKERS: dict[str, tuple[str, ...]] = {
-    "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
-    "naive or memory T": ("IL7R", "CCR7", "SELL", "TCF7", "LEF1", "S100A4", "CD27", "CD44"),
-    "regulatory T": ("FOXP3", "IL2RA", "CTLA4", "IKZF2"),
-    "cytotoxic": ("GZMA", "GZMB", "GZMK", "PRF1", "NKG7", "GNLY", "CCL5"),
-    "gamma delta and innate-like T": ("TRDC", "TRGC1", "SLC4A10", "KLRB1"),
-    "NK": ("NCAM1", "KLRD1", "KLRF1", "FCGR3A"),
-    "B": ("MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"),
-    "plasma": ("MZB1", "JCHAIN", "SDC1", "XBP1", "CD38"),
-    "monocyte and macrophage": ("CD14", "LYZ", "S100A8", "S100A9", "MS4A7", "CD68", "CD163", "MRC1", "C1QA", "FCN1"),
-    "dendritic": ("FCER1A", "CST3", "CD1C", "CLEC10A", "CLEC9A", "LILRA4", "IL3RA", "CLEC4C"),
-    "granulocyte and mast": ("FCGR3B", "CSF3R", "CPA3", "TPSAB1", "KIT", "MS4A2"),
-    "megakaryocyte and platelet": ("PPBP", "PF4", "ITGA2B", "GP9"),
-    "erythroid": ("HBB", "HBA1", "HBA2", "GYPA", "ALAS2"),
-    "stem and progenitor": ("CD34", "PROM1", "SPINK2"),
-    "dividing": ("MKI67", "TOP2A"),
-    "epithelial": ("EPCAM", "CDH1", "KRT5", "KRT8", "KRT14", "KRT18", "KRT19"),
-    "endothelial": ("PECAM1", "VWF", "CDH5", "CLDN5", "LYVE1", "PROX1"),
-    "fibroblast": ("COL1A1", "COL1A2", "DCN", "LUM", "PDGFRA"),
-    "smooth muscle and pericyte": ("ACTA2", "MYH11", "TAGLN", "RGS5", "PDGFRB"),
-    "neuron": ("RBFOX3", "SNAP25", "SYT1", "SLC17A7", "SLC17A6", "GAD1", "GAD2", "PVALB", "SST", "VIP", "LAMP5", "TH"),
-    "glia": ("AQP4", "GFAP", "SLC1A3", "MBP", "PLP1", "MOG", "CSPG4", "P2RY12", "CX3CR1", "AIF1"),
-    "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
-}
-
-
-def marker_genes(names: GeneNames) -> pd.Index:
-    """Find the built-in markers, ignoring case to include mouse genes."""
-    genes_by_marker = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
-    return pd.Index([gene for genes in genes_by_marker.values() for gene in genes]).unique()
-
-
-def hint_at_markers(absent: pd.Series) -> None:
-    """Log the markers that are not among the most variable genes."""
-    if len(absent):
-        logger.info(
-            "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
-            "`settings.prepare.keep_genes='markers'`.",
-            len(absent),
-            ", ".join(absent[:3]),
-        )
 
 
 # ---- variable genes

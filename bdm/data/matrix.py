@@ -52,20 +52,26 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
         start += len(run)
 
 
-def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
-    """Return rows of a matrix by indices, mask or slice."""
+def take_rows(matrix: Matrix, rows: np.ndarray | slice, columns: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Return rows of a matrix by indices, mask or slice; all columns by default."""
+    if columns is not None and np.array_equal(columns, np.arange(matrix.shape[1])):
+        columns = None
     if not isinstance(matrix, ON_DISK):
-        return sparse.csr_matrix(without_float16(matrix[rows]))
+        chosen = matrix[rows] if columns is None else matrix[rows][:, columns]
+        return sparse.csr_matrix(without_float16(chosen))
     unique, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
     if not len(unique):
-        return sparse.csr_matrix(without_float16(np.empty((0, matrix.shape[1]), dtype=matrix.dtype)))
-    values = sparse.vstack([block for _, block in blocks_of_rows(matrix, unique)], format="csr")
+        n_columns = matrix.shape[1] if columns is None else len(columns)
+        return sparse.csr_matrix(without_float16(np.empty((0, n_columns), dtype=matrix.dtype)))
+    blocks = (block for _, block in blocks_of_rows(matrix, unique))
+    values = sparse.vstack([block if columns is None else block[:, columns] for block in blocks], format="csr")
     return values if np.array_equal(place, np.arange(len(unique))) else sparse.csr_matrix(values[place])
 
 
-def take_cells(adata: AnnData, rows: np.ndarray) -> AnnData:
-    """Return cells by indices, with only ``X``, ``obs`` and ``var``."""
-    return AnnData(take_rows(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
+def take_cells(adata: AnnData, rows: np.ndarray, columns: np.ndarray | None = None) -> AnnData:
+    """Return cells and features by indices, with only ``X``, ``obs`` and ``var``."""
+    var = adata.var if columns is None else adata.var.iloc[columns]
+    return AnnData(take_rows(adata.X, rows, columns), obs=adata.obs.iloc[rows].copy(), var=var)
 
 
 def row_offsets(matrix: Matrix) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,7 +33,8 @@ ALIASES = {  # other names of kinds in files
     "prot": ("adt", "protein", "proteins", "cite", "antibody capture"),
     "atac": ("peak", "peaks", "chromatin"),
 }
-LIBRARY_SIZE = "log_library_size"
+LIBRARY_SIZE, OTHER_SIZE = "log_library_size", "log_size_other_genes"
+HIGHLY_VARIABLE = "highly_variable"  # column of var: genes that latents are from; the other genes are decoded only
 
 # Columns of var, by feature: kind of its modality (10x name), and name of its modality
 TYPE_COLUMN, NAME_COLUMN = "feature_types", "modality"
@@ -115,9 +116,56 @@ def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     return tuple(modality.n_features for modality in modalities) if len(modalities) > 1 else ()
 
 
+@dataclass(frozen=True)
+class Block:
+    """Consecutive features that a decoder treats alike: a modality, or a part of the genes."""
+
+    features: slice
+    size_name: str | None  # of its log library size among the latent coordinates; None if it has none
+    encoded: bool = True  # whether latents depend on its counts
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return int(self.features.stop - self.features.start)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether counts scale with a library size."""
+        return self.size_name is not None
+
+
+def blocks_of(var: pd.DataFrame) -> list[Block]:
+    """List the blocks of features: highly variable genes, other genes if there are any, then other modalities."""
+    variable, *others = parts_of_rna(var)
+    blocks = [Block(variable.features, variable.size_name)]
+    blocks += [Block(part.features, OTHER_SIZE, encoded=False) for part in others]
+    for modality in modalities_of(var)[1:]:
+        blocks.append(Block(modality.features, modality.size_name if modality.normalised else None))
+    return blocks
+
+
+def parts_of_rna(var: pd.DataFrame) -> list[Modality]:
+    """Return the highly variable genes, and the other genes if there are any, as modalities."""
+    rna = modalities_of(var)[0]
+    end = rna.features.start + n_highly_variable(var.iloc[rna.features])
+    variable = replace(rna, features=slice(rna.features.start, end))
+    return [variable] if end == rna.features.stop else [variable, replace(rna, features=slice(end, rna.features.stop))]
+
+
+def n_highly_variable(genes: pd.DataFrame) -> int:
+    """Count the highly variable genes, which come first; all genes by default."""
+    return int(genes[HIGHLY_VARIABLE].sum()) if HIGHLY_VARIABLE in genes else len(genes)
+
+
+def encoded_features(var: pd.DataFrame) -> np.ndarray:
+    """Return the indices of the features that latents are from."""
+    return np.concatenate([np.arange(len(var))[block.features] for block in blocks_of(var) if block.encoded])
+
+
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
-    """Return the names of the log library sizes of normalised modalities."""
-    return tuple(modality.size_name for modality in modalities_of(var) if modality.normalised)
+    """Return the names of the log library sizes, in the order of :func:`blocks_of`."""
+    return tuple(block.size_name for block in blocks_of(var) if block.size_name is not None)
 
 
 def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.ndarray:

@@ -49,11 +49,19 @@ from bdm.data.genes import (
     gene_lists,
     hint_at_symbols,
     listed_genes,
-    marker_genes,
     symbol_column,
 )
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, take_rows, to_row_storage
-from bdm.data.modalities import FEATURES, FORM, Modality, features_in_words, has_modalities, modalities_of
+from bdm.data.modalities import (
+    FEATURES,
+    FORM,
+    HIGHLY_VARIABLE,
+    Modality,
+    blocks_of,
+    encoded_features,
+    features_in_words,
+    modalities_of,
+)
 from bdm.data.read import read_cells
 from bdm.data.space import POSITIONS, check_sections, positions_in
 from bdm.settings import PrepareSettings
@@ -90,8 +98,6 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
     hint_at_symbols(names)
     listed, kept = (None if some is None else listed_genes(some, names) for some in (listed_names, kept_names))
-    if settings.keep_genes == "markers":
-        kept = marker_genes(names)
 
     obs, left_out = choose_cells(cells.obs, pd.Series(n_genes, cells.obs_names), settings)
     if is_prepared(adata):
@@ -99,7 +105,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
     counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
     batch = obs["batch"][is_train] if "batch" in obs else None
-    chosen = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
+    variable, others = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
+    chosen = np.concatenate([variable, others])
 
     # files by name, because folders may name a person
     files = {
@@ -113,7 +120,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "settings": json.dumps(asdict(settings) | {"gene_symbols": names.column} | files),
         "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
-    var, max_entries, other_modalities = names.var[chosen], int(n_genes[rows].sum()), None
+    var, max_entries, other_modalities = names.var.iloc[chosen], int(n_genes[rows].sum()), None
+    var = var.drop(columns=HIGHLY_VARIABLE, errors="ignore")
     if whole is not None:
         features = np.concatenate(
             [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
@@ -122,6 +130,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         var = pd.concat([var, writable(whole.var).iloc[features]])
         max_entries += other_modalities.nnz
         provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
+    if len(others):
+        var = var.assign(**{HIGHLY_VARIABLE: ~var.index.isin(names.index[others])})
     var = without_unused_categories(var)
     positions = None
     if settings.spatial_key is not None:
@@ -143,7 +153,7 @@ class PreparedCells:
     var: pd.DataFrame
     uns: dict[str, Any]
     counts: CellCounts  # counts of all genes, in the order of ``obs``
-    chosen: np.ndarray  # mask over genes
+    chosen: np.ndarray  # indices of the selected genes, highly variable ones first
     max_entries: int  # upper bound on the number of nonzero counts
     # Counts of the selected proteins and peaks, as columns after the genes; None for RNA alone
     other_modalities: sparse.csr_matrix | None = None
@@ -180,7 +190,7 @@ class PreparedCells:
 
     def cells_with_counts(self, rows: np.ndarray, counts: sparse.csr_matrix | None = None) -> AnnData:
         """Return the cells with counts (``rows``), and check their ``obs``."""
-        obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
+        obs = without_uncounted_cells(self.obs, rows, n_genes=len(encoded_features(self.var)))
         check_trained_batches(obs)
         check_min_donors(obs, recorded_min_donors(self))
         obsm = {} if self.positions is None else {POSITIONS: self.positions[rows]}
@@ -188,10 +198,10 @@ class PreparedCells:
 
 
 def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
-    """Return a mask of cells with counts of each modality except proteins."""
-    if not has_modalities(var):
+    """Return a mask of cells with counts of each modality except proteins, and of highly variable genes."""
+    if len(blocks := blocks_of(var)) == 1:
         return np.diff(counts.indptr) > 0
-    parts = [counts[:, modality.features] for modality in modalities_of(var) if modality.normalised]
+    parts = [counts[:, block.features] for block in blocks if block.normalised and block.encoded]
     return np.asarray(np.logical_and.reduce([np.diff(part.indptr) > 0 for part in parts]))
 
 

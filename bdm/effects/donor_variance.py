@@ -10,8 +10,9 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import digamma, gammaln, logsumexp, xlogy
 
+from bdm.autoencoder.inputs import MIN_SIZE
 from bdm.data.matrix import blocks_of_rows
-from bdm.data.modalities import Modality
+from bdm.data.modalities import Block
 
 GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])  # variances of a donor's fold change of a gene
 N_ITERATIONS = 100  # of expectation maximisation, well beyond convergence
@@ -52,27 +53,27 @@ KEYS = ["donor", "cell_type", "population", "batch"]
 
 
 def group_cells(
-    adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, modality: Modality, *, shift: np.ndarray | float = 0.0
+    adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, block: Block, *, shift: np.ndarray | float = 0.0
 ) -> Groups:
-    """Sum the counts of a modality by group, in blocks of cells.
+    """Sum the counts of a block of features by group, in parts of the cells.
 
-    Modalities without library size, such as proteins, have size 1. ``shift`` is subtracted from the log library sizes.
+    Blocks without library size, such as proteins, have size 1. ``shift`` is subtracted from the log library sizes.
     """
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
     table = codes.assign(group=group).drop_duplicates("group").sort_values("group")[KEYS].reset_index(drop=True)
-    shape = (len(table), modality.n_features)
+    shape = (len(table), block.n_features)
     counts, weighted, squares = (sparse.csr_matrix(shape) for _ in range(3))
     library_size = np.zeros(len(rows))
-    for read, block in blocks_of_rows(adata.X, rows):
-        x = sparse.csr_matrix(block, dtype=float)[:, modality.features]
-        sizes = np.asarray(x.sum(axis=1)).ravel() if modality.normalised else np.ones(x.shape[0])
+    for read, part in blocks_of_rows(adata.X, rows):
+        x = sparse.csr_matrix(part, dtype=float)[:, block.features]
+        sizes = np.asarray(x.sum(axis=1)).ravel() if block.normalised else np.ones(x.shape[0])
         library_size[read] = sizes
         cells = np.arange(x.shape[0])
         member = sparse.csr_matrix((np.ones(len(cells)), (group[read], cells)), shape=(shape[0], len(cells)))
         counts = counts + member @ x
         weighted = weighted + (member @ sparse.diags(sizes)) @ x
         squares = squares + member @ x.multiply(x).tocsr()
-    logs = np.log(library_size) - shift
+    logs = np.log(np.maximum(library_size, MIN_SIZE)) - shift
     values = {"n_cells": None, "library_size": library_size, "square": library_size**2}
     values |= {"log_library_size": logs, "log_square": logs**2}
     for name, weights in values.items():

@@ -21,7 +21,7 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.inputs import batch_codes
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.modalities import Modality
+from bdm.data.modalities import Block, blocks_of
 from bdm.data.prepare import has_donors
 from bdm.effects.donor_composition import DonorComposition, fit_composition
 from bdm.effects.donor_variance import (
@@ -251,10 +251,10 @@ def fit_donors(
     n_latent = autoencoder.network.shape.n_latent
     z, shift = np.asarray(latent.X[rows])[:, :n_latent], shift_of_cells(obs, effects, latent.n_vars)
     log_sizes = iter(shift[:, n_latent:].T)
-    modalities = autoencoder.modalities
+    blocks = blocks_of(autoencoder.genes)
     groups = [
-        group_cells(prepared, rows, codes, modality, shift=next(log_sizes) if modality.normalised else 0.0)
-        for modality in modalities
+        group_cells(prepared, rows, codes, block, shift=next(log_sizes) if block.normalised else 0.0)
+        for block in blocks
     ]
     group_shift = pd.DataFrame(shift[:, :n_latent]).groupby([codes[key] for key in KEYS]).mean().to_numpy()
     mean = pd.DataFrame(z).groupby(codes["population"].to_numpy()).mean() if effects else None
@@ -270,20 +270,20 @@ def fit_donors(
                 )
         return factor[:, features]
 
-    by_modality = [
-        pseudobulks(part, partial(factors, modality.features), n_donors=len(names))
-        for part, modality in zip(groups, modalities, strict=True)
+    by_block = [
+        pseudobulks(part, partial(factors, block.features), n_donors=len(names))
+        for part, block in zip(groups, blocks, strict=True)
     ]
-    estimates = {code: [donor_variance(bulks[code]) for bulks in by_modality] for code in by_modality[0]}
+    estimates = {code: [donor_variance(bulks[code]) for bulks in by_block] for code in by_block[0]}
     variances = {
-        autoencoder.cell_types[code]: joined_variance([part for part in parts if part is not None], modalities)
+        autoencoder.cell_types[code]: joined_variance([part for part in parts if part is not None], blocks)
         for code, parts in estimates.items()
         if None not in parts
     }
     cell_type_of = {
         name: cell_type for cell_type in autoencoder.cell_types for name in autoencoder.populations_of(cell_type)
     }
-    means = population_means(groups, modalities, z, population, autoencoder)
+    means = population_means(groups, blocks, z, population, autoencoder)
     composition = fit_composition(donors, population, cell_type_of, share_fitted=len(rows) / prepared.n_obs)
     return combine_effects(variances, composition, autoencoder, means)
 
@@ -305,11 +305,11 @@ def fold_changes(decoder: Decoder, mean: np.ndarray, shift: np.ndarray, batch: p
     return np.asarray((after - before).double().exp().numpy())
 
 
-def joined_variance(parts: Sequence[DonorVariance], modalities: Sequence[Modality]) -> DonorVariance:
-    """Concatenate modalities: features of all, then their library sizes."""
+def joined_variance(parts: Sequence[DonorVariance], blocks: Sequence[Block]) -> DonorVariance:
+    """Concatenate blocks: features of all, then their library sizes."""
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
-        sizes = [value[..., -1:] for value, modality in zip(values, modalities, strict=True) if modality.normalised]
+        sizes = [value[..., -1:] for value, block in zip(values, blocks, strict=True) if block.normalised]
         return np.concatenate([*(value[..., :-1] for value in values), *sizes], axis=-1)
 
     return DonorVariance(*(joined([getattr(part, entry.name) for part in parts]) for entry in fields(DonorVariance)))
@@ -319,16 +319,16 @@ def joined_variance(parts: Sequence[DonorVariance], modalities: Sequence[Modalit
 class PopulationMeans:
     """Means over the cells of a population."""
 
-    expression: tuple[np.ndarray, ...]  # decoded from the mean latent, as in generated cells, by modality
-    log_library_sizes: tuple[float, ...]  # mean, by modality
-    n_counts: tuple[float, ...]  # total counts by modality; number of cells for proteins
+    expression: tuple[np.ndarray, ...]  # decoded from the mean latent, as in generated cells, by block
+    log_library_sizes: tuple[float, ...]  # mean, by block
+    n_counts: tuple[float, ...]  # total counts by block; number of cells for proteins
     n_donors: int  # number of donors with cells
 
 
 @torch.no_grad()
 def population_means(
     groups: Sequence[Groups],
-    modalities: Sequence[Modality],
+    blocks: Sequence[Block],
     latent: np.ndarray,
     population: np.ndarray,
     autoencoder: GeneAutoencoder,
@@ -342,11 +342,11 @@ def population_means(
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
         expression = decoder.decode(mean)[0].exp()
         means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
-            tuple(expression.double().numpy()[modality.features] for modality in modalities),
+            tuple(expression.double().numpy()[block.features] for block in blocks),
             tuple(
                 float(table["log_library_size"].sum() / table["n_cells"].sum())
-                for table, modality in zip(tables, modalities, strict=True)
-                if modality.normalised
+                for table, block in zip(tables, blocks, strict=True)
+                if block.normalised
             ),
             tuple(float(table["library_size"].sum()) for table in tables),
             first_table["donor"].nunique(),
@@ -359,9 +359,9 @@ def composition_variance(
 ) -> np.ndarray:
     """Return the variance between donors due to the proportions of a type's populations."""
     ratios = []
-    for modality in range(len(next(iter(means.values())).expression)):
-        n_counts = np.array([mean.n_counts[modality] for mean in means.values()])
-        expression = np.stack([mean.expression[modality] for mean in means.values()])
+    for block in range(len(next(iter(means.values())).expression)):
+        n_counts = np.array([mean.n_counts[block] for mean in means.values()])
+        expression = np.stack([mean.expression[block] for mean in means.values()])
         ratios.append(expression / (n_counts @ expression / n_counts.sum()))
     values = np.column_stack([*ratios, [mean.log_library_sizes for mean in means.values()]])
     n_genes = sum(ratio.shape[1] for ratio in ratios)

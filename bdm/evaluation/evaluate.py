@@ -20,7 +20,7 @@ from bdm._core.store import Result
 from bdm.data.cells import FLOOR, GENERATED, MIN_CELLS_FOR_MEANS, Cells, Populations, RealCells, TypedCells
 from bdm.data.gene_tests import Agreement, marker_genes
 from bdm.data.genes import GeneNames
-from bdm.data.modalities import has_modalities, modalities_of
+from bdm.data.modalities import has_modalities, parts_of_rna
 from bdm.evaluation.group_scores import score_groups
 from bdm.evaluation.metrics import (
     QueryCells,
@@ -39,7 +39,7 @@ from bdm.evaluation.resamples import (
     sample_at_most,
     with_progress,
 )
-from bdm.evaluation.scores import Reference, expression_along, score_cells
+from bdm.evaluation.scores import Reference, expression_along, score_cells, score_other_genes
 from bdm.evaluation.space_scores import SpaceMaps, score_space
 from bdm.evaluation.table import ALL, EVERY, KINDS, TYPE, Row, score_rows, score_table, wide
 from bdm.evaluation.verdict import Verdict, verdict
@@ -193,13 +193,22 @@ def evaluate(
     umap_cells = {name: sample_at_most(cells, most=most, seed=last.seed) for name, cells in compared.items()}
     marker_cells = sample_at_most(test, most=size_limits.markers, seed=seed)
     var, rows, modality_rows = real.names.var, list[Row](), list[Row]()
-    if has_modalities(var):  # all scores below are of RNA only
+    if has_modalities(var):
         modality_rows = list(modality_scores(resamples, var, most=size_limits.gene_auc))
-        rna = modalities_of(var)[0]
-        real, marker_cells = real.of_modality(rna), marker_cells.of_modality(rna)
-        resamples = [resample.of_modality(rna) for resample in resamples]
-        compared = {name: cells.of_modality(rna) for name, cells in compared.items()}
-        generated = {name: cells.of_modality(rna) for name, cells in generated.items()}
+    scored, *others = parts_of_rna(var)
+    for part in others:
+        markers = marker_genes(marker_cells.of_modality(part))
+        parts = [resample.of_modality(part) for resample in resamples]
+        for resample, name, cells in with_progress(parts, doing="scoring other genes"):
+            reference = Reference(resample.test, markers, np.empty(0, dtype=int), size_limits)
+            rows += score_other_genes(cells, reference, name, n_classified=scored.n_features, seed=resample.seed)
+    if scored.n_features < len(var):  # all scores below are of highly variable genes only
+        real, marker_cells = real.of_modality(scored), marker_cells.of_modality(scored)
+        resamples = [resample.of_modality(scored) for resample in resamples]
+        compared = {name: cells.of_modality(scored) for name, cells in compared.items()}
+        generated = {name: cells.of_modality(scored) for name, cells in generated.items()}
+        if not has_modalities(var):
+            umap_cells = {name: cells.of_modality(scored) for name, cells in umap_cells.items()}
     training, test, last = real.training, real.test, resamples[-1]
     markers, pair_genes = marker_genes(marker_cells), variable_genes(marker_cells)
 

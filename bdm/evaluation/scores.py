@@ -29,7 +29,7 @@ from bdm.evaluation.metrics import (
     variance_ratios,
 )
 from bdm.evaluation.resamples import SIZE_LIMITS, SizeLimits, match, sample_at_most
-from bdm.evaluation.table import ALL, EVERY, MANY_CELLS, POPULATION, TYPE, Row, score_rows
+from bdm.evaluation.table import ALL, EVERY, MANY_CELLS, OTHER_GENES, POPULATION, TYPE, Row, score_rows
 
 # Effective share of independent fold changes among the markers of one type and of all types, measured on real cells
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4  # related types share markers
@@ -180,36 +180,61 @@ def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
 
 
 def score_all(comparison: Comparison, means: pd.Series, reference: Reference, *, seed: int) -> dict[str, float]:
-    """Score all query cells against the test cells; ``means`` is the result of :func:`mean_scores`.
-
-    Fold changes are of markers, without rare types. Scores named after statistics of genes are their Pearson
-    correlation, and root mean squared or mean absolute difference.
-    """
+    """Score all query cells against the test cells; ``means`` is the result of :func:`mean_scores`."""
     query, test = comparison.query, comparison.test
-    most = reference.size_limits.gene_auc
-    classified = [sample_at_most(cells, most=most, seed=seed).expression for cells in (query, test)]
     pairs = gene_pairs(query, test, reference.variable_genes)
-    changes = marker_fold_changes(query, test, reference.markers, fewest=MIN_CELLS_FOR_MEANS)
-    gene_scores = {
-        f"{name}_{measure}": getattr(agreement, measure)
-        for name, agreement in gene_statistics(query, test).items()
-        for measure in ("correlation", "rmse")
-    }
     relative = [f"relative_energy{suffix}" for suffix in ("", "_error", "_chance", "_skewness")]
     return {
         **means[["energy", "energy_error", *relative, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
-        "gene_auc": auc(*cross_validated_probabilities(linear_classifier(), *classified, seed=seed)),
-        **fold_change_scores(Agreement.pooled(changes.values()), independent=INDEPENDENT_OF_ALL),
+        **score_genes(
+            *(query, test, reference.markers),
+            classified=np.arange(query.counts.shape[1]),
+            most=reference.size_limits.gene_auc,
+            seed=seed,
+        ),
         **means[["f1", "f1_chance"]],
-        **gene_scores,
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
         "gene_correlation": means["gene_correlation"],
-        "variance_ratio": geometric_mean(np.concatenate([np.empty(0), *variance_ratios(query, test).values()])),
         "library_size_ks": kolmogorov_smirnov(query.library_size, test.library_size),
         "detected_genes_ks": kolmogorov_smirnov(query.n_detected, test.n_detected),
     }
+
+
+def score_genes(
+    query: Cells, test: Cells, markers: dict[str, np.ndarray], *, classified: np.ndarray, most: int, seed: int
+) -> dict[str, float]:
+    """Score the genes of query cells, one by one, against test cells in equal numbers per type.
+
+    ``classified`` are the genes of the gene AUC. Fold changes are of ``markers``, without rare types. Scores named
+    after statistics of genes are their Pearson correlation, and root mean squared difference.
+    """
+    values = [sample_at_most(cells, most=most, seed=seed).expression[:, classified] for cells in (query, test)]
+    changes = marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS)
+    statistics = {
+        f"{name}_{measure}": getattr(agreement, measure)
+        for name, agreement in gene_statistics(query, test).items()
+        for measure in ("correlation", "rmse")
+    }
+    return {
+        "gene_auc": auc(*cross_validated_probabilities(linear_classifier(), *values, seed=seed)),
+        **fold_change_scores(Agreement.pooled(changes.values()), independent=INDEPENDENT_OF_ALL),
+        **statistics,
+        "variance_ratio": geometric_mean(np.concatenate([np.empty(0), *variance_ratios(query, test).values()])),
+    }
+
+
+def score_other_genes(query: Cells, reference: Reference, name: str, *, n_classified: int, seed: int) -> Iterator[Row]:
+    """Yield the scores of the set ``name`` by genes that are not highly variable, the only ones in these cells.
+
+    The gene AUC is of ``n_classified`` genes, as it rises with their number: each has a mean that was estimated.
+    """
+    query, test = match(query, reference.test, seed=seed)
+    n_genes, most = query.counts.shape[1], reference.size_limits.gene_auc
+    classified = np.random.default_rng(seed).permutation(n_genes)[:n_classified]
+    scores = score_genes(query, test, reference.markers, classified=np.sort(classified), most=most, seed=seed)
+    yield from score_rows(scores, kind=OTHER_GENES, group=EVERY, set=name, n_cells=len(query))
 
 
 def auc(query_probabilities: np.ndarray, test_probabilities: np.ndarray) -> float:

@@ -20,8 +20,10 @@ MANY_CELLS = 60  # of a group; with fewer, the relative energy distance is mostl
 
 ALL, TYPE, POPULATION, COVARIATE = "all", "type", "sub_population", "covariate"
 SPACE, MODALITY, BATCH, DONOR, SECTION = "space", "modality", "batch", "donor", "section"
+OTHER_GENES = "other_genes"  # those that are not highly variable; the scores of other kinds are from these
 KINDS = {  # of groups; those of the verdict on all cells, and their names where one is not checked
     ALL: "all cells",
+    OTHER_GENES: "other genes",
     MODALITY: "modalities",
     BATCH: "batches",
     DONOR: "donors",

@@ -20,7 +20,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.protein_levels import map_quantiles
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
-from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality
+from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, blocks_of, n_highly_variable
 from bdm.effects.effect import shifts_in
 from bdm.model.match import (
     check_known,
@@ -45,7 +45,7 @@ LOG1P, LOWER, UPPER, SAMPLE = "log1p", "lower", "upper", "sample"  # layers of p
 class PredictionRequest:
     """Cells with RNA, matched to a model."""
 
-    counts: AnnData  # RNA counts of the model's genes
+    counts: AnnData  # counts of the model's highly variable genes
     cell_type: np.ndarray | None  # None if types are unknown, so that all are possible
     batch: Tensor  # index of each cell's batch
     inputs: pd.DataFrame  # batch and covariates, if the model has them
@@ -55,7 +55,8 @@ def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAUL
     """Match cells with RNA to a model, using their cell types if present."""
     rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
     source = counts_slot(adata, model, keys)
-    counts = counts_of_genes(adata, model.autoencoder.genes.iloc[rna.features], source=source)
+    genes = model.autoencoder.genes.iloc[rna.features]
+    counts = counts_of_genes(adata, genes.iloc[: n_highly_variable(genes)], source=source)
     check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
     if keys.label_key is not None or (known and label_column(adata.obs, model, keys) is not None):
@@ -139,15 +140,16 @@ class PopulationPosterior:
     def from_model(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
         """Build from the decoders and moments of a population."""
         network, row = model.autoencoder.network_of(name), model.moments.populations.index(name)
+        blocks = blocks_of(model.autoencoder.genes)
         colour = matrix_power(model.whitening.covariance.double(), 0.5)
         mean = model.moments.mean[row].double() @ colour + model.whitening.centre.double()
         return cls(
             model,
             name,
             model.autoencoder.type_code(name),
-            CountAutoencoder.from_decoder(network.decoder.for_block(0), network.prior_mean),
+            CountAutoencoder.from_decoder(network.decoder.of_blocks(0), network.prior_mean),
             Normal(mean, colour @ model.moments.covariance[row].double() @ colour),
-            network.decoder.for_block(model.autoencoder.modalities.index(modality)),
+            network.decoder.of_blocks([block.features for block in blocks].index(modality.features)),
             model.layout.index(modality.size_name) - 1 if modality.normalised else None,
             has_levels=not modality.normalised and name in model.levels,
         )

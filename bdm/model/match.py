@@ -28,7 +28,7 @@ from bdm.data.columns import (
 from bdm.data.counts import count_slots, raw_counts, slot_or_auto
 from bdm.data.header import MISSING_LABELS
 from bdm.data.matrix import to_row_storage
-from bdm.data.modalities import modalities_of
+from bdm.data.modalities import encoded_features, modalities_of, n_highly_variable
 from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
 from bdm.data.space import position_keys, position_table
@@ -36,6 +36,8 @@ from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
+
+MAX_MISSING = 0.1  # fraction of the genes that are not highly variable; they count as not expressed
 
 
 def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
@@ -79,10 +81,17 @@ def counts_of_genes(
         if (column[modality.features] < 0).all():
             example = genes.index[modality.features][0]
             raise InputError(f"The cells lack the modality {modality.name}, such as {example}, which the model has.")
-    if len(missing) and not missing_as_zero:
+    encoded = genes.index[encoded_features(genes)]
+    needed = missing.intersection(encoded)
+    if len(missing) - len(needed) > MAX_MISSING * (len(genes) - len(encoded)):
+        needed = missing
+    if len(needed) and not missing_as_zero:
+        others = (
+            "" if len(encoded) == len(genes) else f" that are highly variable, and {1 - MAX_MISSING:.0%} of the others"
+        )
         raise InputError(
-            f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
-            "needs all of them."
+            f"The cells lack {len(needed)} of the model's {len(genes)} genes, for example {needed[0]}; the model "
+            f"needs all{others}."
         )
     if len(missing) == len(genes):
         raise InputError(f"The cells have none of the model's {len(genes)} genes, such as {genes.index[0]}.")
@@ -313,6 +322,8 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         obsm, counts = dict(adata.obsm), "X"
         adata = model_counts(adata, model, keys)
         adata.obsm.update(obsm)
+    rna = model.autoencoder.genes.iloc[model.autoencoder.modalities[0].features]
+    variable, others = np.split(rna.index, [n_highly_variable(rna)])
     recorded = model.preparation
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
     settings = {  # genes by name, because a file that listed them may no longer exist
@@ -322,9 +333,9 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         "donor_key": None,  # only the fit needs donors
         "counts": counts,
         "leave_out": unknown_types,
-        "genes": tuple(genes[model.autoencoder.modalities[0].features]),
+        "genes": tuple(variable),
         "n_peaks": len(genes),
-        "keep_genes": None,
+        "keep_genes": tuple(others) or "none",
         "gene_symbols": column if column in adata.var else None,
         "min_cells_per_gene": 0,
         "min_cells_per_type": 1 + n_splits,

@@ -22,7 +22,7 @@ from bdm.applications.relations.responses import Responses
 from bdm.applications.transmutation.evaluate_transmuted import TransmutationEvaluation
 from bdm.data.cells import FLOOR, GENERATED
 from bdm.data.genes import display_names
-from bdm.data.modalities import features_in_words, is_rna
+from bdm.data.modalities import features_in_words, is_rna, parts_of_rna
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.evaluation.evaluate import Evaluation
@@ -277,11 +277,11 @@ def setting(results: Results, name: str) -> Any:
 
 def genes_chosen(results: Results) -> str:
     """Describe the selection of genes in words."""
-    kinds = {"all": "all", "seurat_v3": "the most variable", "markers": "the built-in marker"}
-    genes, kept = setting(results, "genes"), setting(results, "keep_genes")
-    kind = kinds.get(genes, "the requested") if isinstance(genes, str) else "the requested"
-    added = "" if kept is None else ", and the genes of keep_genes,"
-    return f"{kind} genes{added} with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more"
+    others = parts_of_rna(results.model.autoencoder.genes)[1:]
+    kinds = {"all": "all", "seurat_v3": "the most variable"}
+    kind = kinds.get(str(setting(results, "genes")), "the requested")
+    added = f"; {others[0].n_features:,} other genes are generated, too" if others else ""
+    return f"{kind} genes with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more{added}"
 
 
 def reason_for(results: Results, name: str) -> str:

@@ -53,7 +53,7 @@ rule prepare:
     params:
         options=lambda wildcards: options("prepare", DATASETS[wildcards.data]),
     shell:
-        "bdm prepare {input.cells:q} {output.cells} --test 0.2 {params.options} --seed {wildcards.seed} > {log} 2>&1"
+        "bdm prepare {input.cells:q} {output.cells} --test 0.2 --keep-genes none {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 def whole_cells(wildcards):

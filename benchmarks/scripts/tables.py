@@ -340,6 +340,16 @@ STUDIES = {
             scores={"forest_auc": "Forest AUC", "gene_auc": "Gene AUC", "f1": "F1 of a linear classifier"},
         ),
     ),
+    "genes": study(
+        "genes",
+        "Every gene",
+        Table(
+            "Scores of the most variable genes, and of the other genes. log2 mean and variance: medians over genes of "
+            "their mean and variance relative to training cells.",
+            ("data", "method"),
+            "score",
+        ),
+    ),
     "pbmc3k_protocol": study(
         "pbmc3k_protocol",
         "PBMC3K by the protocol of CFGen",

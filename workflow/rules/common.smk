@@ -54,7 +54,7 @@ FILES = {
     "addition/path": [],
     "labels": [],
     "prepare/genes": ["seurat_v3", "all"],
-    "prepare/keep_genes": ["markers"],
+    "prepare/keep_genes": ["all", "none"],
     "hierarchy/tree": [],
     "respond/condition_features": [],
     "lineage/tree": [],

@@ -26,12 +26,15 @@ from bdm.applications.extension.fit_extension import (
 )
 from bdm.applications.extension.new_cells import NewCells
 from bdm.autoencoder.adapters import Adapters, PopulationCells, bounds_of_population, fit_gaining
+from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.count_noise import fit_count_noise
 from bdm.autoencoder.latent import encode, latent_cells, library_size_range
 from bdm.autoencoder.moments import population_moments
+from bdm.autoencoder.other_genes import add_other_genes_of_type
 from bdm.autoencoder.protein_levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
 from bdm.data.genes import display_names
+from bdm.data.modalities import encoded_features
 from bdm.effects.effect import CellsToFit, fit_all_effects
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
@@ -115,17 +118,20 @@ def add_type(
     sub-populations have no ``reserved`` names.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
-    initial = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
-    population = [PopulationCells.from_cells(cell_type, cells, autoencoder.batches)]
-    gaining = fit_gaining(initial, autoencoder.network, population, settings.adapter, min_gain=MIN_GAIN, seed=seed)
+    encoder, encoded_cells = autoencoder.encoded_part(), cells[:, encoded_features(cells.var)]
+    initial = initial_adapter(encoded_cells[cells.obs["split"] == "train"], cell_type, encoder)
+    population = [PopulationCells.from_cells(cell_type, encoded_cells, autoencoder.batches)]
+    gaining = fit_gaining(initial, encoder.network, population, settings.adapter, min_gain=MIN_GAIN, seed=seed)
     decoder = initial.updated(gaining)  # the initial one, if the gain is too small
     autoencoder_settings = AutoencoderSettings(**autoencoder.provenance["settings"])
     if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:
         autoencoder_settings = replace(autoencoder_settings, sub_populations="none")
     reserved = {*reserved, *model.cell_types, *model.hierarchy.by_name}
     adapters, sub_populations = find_populations(
-        cells, decoder, autoencoder, autoencoder_settings, reserved=reserved, seed=seed
+        encoded_cells, decoder, encoder, autoencoder_settings, reserved=reserved, seed=seed
     )
+    larger_encoder = encoder.with_type(cell_type, adapters, sub_populations)
+    adapters = add_other_genes_of_type(adapters, autoencoder, larger_encoder, cells, seed=seed)
     larger_autoencoder = autoencoder.with_type(cell_type, adapters, sub_populations)
     encoded = encode(cells, larger_autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
@@ -160,26 +166,26 @@ def add_type(
     check_collapse(larger.sampler(), latent, model.whitening, seed=seed)
     distance = distances_to_model(model, MeasuredMeans.from_moments(moments))
     return FittedExtension(
-        larger, extension, distance, *score_decoders(larger, extension, initial, cells, encoded.obs, seed=seed)
+        larger, extension, distance, *score_decoders(larger_encoder, initial, encoded_cells, encoded.obs, seed=seed)
     )
 
 
 def score_decoders(
-    model: BranchedModel, extension: Extension, initial: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
+    encoder: GeneAutoencoder, initial: Adapters, cells: ad.AnnData, obs: pd.DataFrame, *, seed: int
 ) -> tuple[str, np.ndarray, np.ndarray, float]:
-    """Score held-out cells by the initial and the fitted decoders.
+    """Score held-out cells of an added type by the initial decoder, and by those of ``encoder``.
 
     Returns the last four fields of :class:`FittedExtension`.
     """
-    network, names = model.autoencoder.network, obs["sub_population"].astype(str).to_numpy()
+    network, batches, names = encoder.network, encoder.batches, obs["sub_population"].astype(str).to_numpy()
+    [cell_type] = initial
     split, held_out_index = held_out_rows(obs)
     held_out, names = cells[held_out_index], names[held_out_index]
-    batches = model.autoencoder.batches
-    before = bounds_of_population(initial.network(extension.cell_type, network), held_out, batches=batches, seed=seed)
+    before = bounds_of_population(initial.network(cell_type, network), held_out, batches=batches, seed=seed)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
-        decoder = extension.adapters.network(name, network)
+        decoder = encoder.adapters.network(name, network)
         after[rows] = bounds_of_population(decoder, held_out[rows], batches=batches, seed=seed)
     return split, before, after, float(held_out.X.sum() / held_out.n_obs)
 
