@@ -16,7 +16,7 @@ from bdm._core.parallel import Map, threads, using_threads
 from bdm._core.seeds import derive, to_tensor
 from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
-from bdm.autoencoder.adapters import N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
+from bdm.autoencoder.adapters import MAX_CELLS, N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.count_noise import fit_count_noise
 from bdm.autoencoder.decoder import AutoencoderShape
@@ -29,6 +29,7 @@ from bdm.autoencoder.inputs import (
     mean_bound_by_type,
     sample_cells,
     sample_rows,
+    sample_rows_of_population,
     type_codes,
     type_names,
 )
@@ -97,8 +98,8 @@ def fit_autoencoder(
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
     bounds = bounds_by_type(network, network_types, adapters, scored, objective, cell_types)
-    cells = with_all_features(cells, adata)
-    levels = training_levels(cells, protein_columns(adata.var), seed=seed)
+    levels = training_levels(cells, protein_columns(cells.var), seed=seed)
+    cells = with_all_features(cells, adata, seed=seed)
     autoencoder = GeneAutoencoder(
         network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels
     )
@@ -208,10 +209,13 @@ class Objective:
         return -torch.from_numpy(bounds).mean()
 
 
-def with_all_features(cells: ad.AnnData, adata: ad.AnnData) -> ad.AnnData:
-    """Read the counts of all features of sampled cells."""
+def with_all_features(cells: ad.AnnData, adata: ad.AnnData, *, seed: int) -> ad.AnnData:
+    """Read all features of the training cells that other genes and count noise are fitted to, from all cells."""
     if cells.n_vars == adata.n_vars:
         return cells
+    names, most = cells.obs["sub_population"].unique(), MAX_CELLS["train"]
+    fitted = [sample_rows_of_population(cells.obs, name, "train", most, seed=seed) for name in names]
+    cells = cells[np.sort(np.concatenate(fitted))]
     rows = adata.obs_names.get_indexer(cells.obs_names)
     return ad.AnnData(take_rows(adata.X, rows), cells.obs, adata.var)
 
