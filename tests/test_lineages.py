@@ -95,7 +95,8 @@ def test_divisions_are_where_cells_of_mothers_and_daughters_separate(cells):
 def test_places_share_time_until_their_ancestor_divides():
     end = np.array([float(END[name]) for name in TREE.nodes])
     node = np.array([TREE.find(name) for name in ("a1", "a2", "b1", "a", "a1")])
-    shared = Places(TREE, end, node, np.array([80.0, 70, 90, 50, 65])).shared
+    places = Places(TREE, end, node, np.array([80.0, 70, 90, 50, 65]))
+    shared = places.shared(places)
     assert shared[0].tolist() == [80, 60, 40, 50, 65]
     assert (np.linalg.eigvalsh(shared) > -1e-9).all()
 

@@ -12,12 +12,13 @@ from bdm._core.errors import InputError
 from bdm._core.store import load, save
 from bdm.applications.relations.condition_field import ConditionField, ConditionFit
 from bdm.applications.relations.gaussian_process import Intervals
-from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions, dose_name, read_features
+from bdm.applications.relations.related_conditions import RelatedConditions, dose_name, read_features
 from bdm.applications.relations.respond import choose_method
 
 FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
 DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
 FOR_DOSES = FEATURES.rename({"JAK2": "a"})
+GENES = pd.Index([f"gene {i}" for i in range(200)])
 PLUS, DOSED = {"separator": "+"}, {"dosed": True}
 
 
@@ -26,14 +27,15 @@ def relate(names, features=None, separator=None, dosed=False, control=None):
     return RelatedConditions.from_names(names, features=features, separator=separator, dosed=dosed, control=control)
 
 
-def kernels_of(related, feature):
-    return [kernel.matrix for kernel in related.kernels() if kernel.feature == feature]
+def places_of(related, *added):
+    """Return the conditions of the cells, and added ones."""
+    return np.vstack([related.dose, *map(related.place, added)])
 
 
-def assert_same_kernels(related, expected):
-    """Compare kernels between the conditions of ``expected``."""
-    n, pairs = len(expected.conditions), zip(related.kernels(["set"]), expected.kernels(["set"]), strict=True)
-    assert all(x.feature == y.feature and np.allclose(x.matrix[:n, :n], y.matrix, rtol=1e-12) for x, y in pairs)
+def kernels_of(related, feature, *added):
+    """Return kernels of a feature between the conditions of the cells, and added ones."""
+    places = places_of(related, *added)
+    return [kernel(places, places) for kernel in related.kernels if kernel.feature == feature]
 
 
 # ---- conditions
@@ -46,7 +48,7 @@ def test_perturbations_that_only_features_have_are_known(caplog):
     assert related.parts == ("IRF1", "JAK2", "MYC", "STAT1")  # without the control
     assert related.features.loc["MYC"].isna().all()
     assert related.conditions == ("STAT1", "JAK2", "MYC")
-    assert related.add("IRF1").has_part.astype(int).tolist() == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
+    assert places_of(related, "IRF1").tolist() == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]]
 
 
 def test_names_are_divided_into_parts_and_dose():
@@ -55,18 +57,31 @@ def test_names_are_divided_into_parts_and_dose():
     assert relate(["A+B", "A"]).parts == ("A", "A+B")  # no combinations without a separator
     dosed = relate(["drug, batch 2, 0.3", "x + y, 1e-05"], separator="+", dosed=True)
     assert dosed.parts == ("drug, batch 2", "x", "y")
-    assert dosed.dose.tolist() == [0.3, 1e-5]
+    assert dosed.dose.tolist() == [[0.3, 0, 0], [0, 1e-5, 1e-5]]
 
 
-def test_added_conditions_do_not_change_kernels():
+def test_parts_have_doses_of_their_own():
+    related = relate(["A+B, 0.5", "A+B, 0.1+2", "A+ctrl, 3+0", "B+A, 1e+02+1e-3"], None, "+", True, "ctrl")
+    assert related.dose.tolist() == [[0.5, 0.5], [0.1, 2], [3, 0], [1e-3, 100]]
+    assert related.place("B+A, 2+0.3").tolist() == [[0.3, 2]]
+    with pytest.raises(InputError, match=r"did you mean 'A\+B, 0.1\+2'"):
+        related.place("B+A, 2+0.1")
+    with pytest.raises(InputError, match=r"^Condition 'A\+B, 1\+2\+3' has 2 parts, but 3 doses; give one dose for all"):
+        related.place("A+B, 1+2+3")
+    assert related.extrapolation("A+B, 0.5+3") is None
+    expected = "the dose of 'A' in 'A+B, 2+1' is above the measured doses, up to 0.5"
+    assert relate(["A+B, 0.5", "A+B, 0.1+2"], None, "+", True).extrapolation("A+B, 2+1") == expected
+
+
+def test_kernels_of_conditions_of_the_cells_are_kept():
     pairs = relate(["A", "A+B", "A+C"], separator="+")
-    doses = relate([*DOSES, "a+b, 1"], FOR_DOSES.assign(set=[1, 1, 0, 1]), "+", True)
+    doses = relate([*DOSES, "a+b, 1", "a+b, 1+10"], FOR_DOSES.assign(set=[1, 1, 0, 1]), "+", True)
     for related, condition, parts in ((pairs, "B+C", {"B", "C"}), (doses, "a+IRF1, 20", {"a", "IRF1"})):
-        added = related.add(condition)
-        assert added.add(condition) is added
-        assert added.conditions == (*related.conditions, condition)
-        assert {*np.array(added.parts)[added.has_part[-1]]} == parts
-        assert_same_kernels(added, related)
+        place = related.place(condition)
+        assert {*np.array(related.parts)[place[0] > 0]} == parts
+        for kernel in related.kernels:
+            np.testing.assert_allclose(kernel(related.dose, related.dose), kernel.matrix, rtol=1e-12)
+            np.testing.assert_allclose(kernel(place, related.dose), kernel(related.dose, place).T, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +98,7 @@ def test_added_conditions_do_not_change_kernels():
 )
 def test_unknown_conditions_are_rejected(names, options, condition, message):
     with pytest.raises(InputError, match=message):
-        relate(names, **options).add(condition)
+        relate(names, **options).place(condition)
 
 
 def test_doses_above_the_measured_ones_are_noticed():
@@ -93,17 +108,17 @@ def test_doses_above_the_measured_ones_are_noticed():
     of_all_drugs = {"IRF1, 0.5": None, "IRF1, 2": 1}
     for condition, dose in (highest | of_all_drugs).items():
         expected = dose and f"the dose of {condition!r} is above the measured doses, up to {dose}"
-        assert related.add(condition).extrapolation(condition) == expected
+        assert related.extrapolation(condition) == expected
 
 
 def test_numbers_beyond_the_measured_ones_and_the_control_are_noticed():
     size = {"JAK2": 0.5, "STAT1": 2, "SMAD4": 4, "IRF1": 1, "control": 0, "half": 0.2, "more": 4.5}
     features = pd.DataFrame({"size": pd.Series(size)}).assign(**{"embedding:1": range(7), "embedding:2": range(7)})
     related = relate(["JAK2", "STAT1", "SMAD4"], features, control="control")
-    assert related.add("IRF1").extrapolation("IRF1") is None
-    assert related.add("half").extrapolation("half") is None
+    assert related.extrapolation("IRF1") is None
+    assert related.extrapolation("half") is None
     expected = "'size' of 'more' is 4.5, but that of measured conditions is 0 to 4"
-    assert related.add("more").extrapolation("more") == expected
+    assert related.extrapolation("more") == expected
     assert len(relate(["JAK2", "STAT1"], FEATURES[["interferon"]]).limits.columns) == 0
 
 
@@ -116,9 +131,9 @@ def test_doses_have_names_of_their_own():
 
 
 def test_sets_and_numbers_relate_conditions():
-    related = relate(["STAT1", "JAK2", "SMAD4"], FEATURES).add("IRF1")
+    related = relate(["STAT1", "JAK2", "SMAD4"], FEATURES)
     assert not kernels_of(related, "")  # conditions have no part in common
-    (interferon,), (size,) = kernels_of(related, "interferon"), kernels_of(related, "size")
+    (interferon,), (size,) = (kernels_of(related, name, "IRF1") for name in ("interferon", "size"))
     np.testing.assert_allclose(interferon, np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
     np.testing.assert_allclose(size, np.outer([2, 0.5, 4, 1], [2, 0.5, 4, 1]) / (20.25 / 3))
 
@@ -126,14 +141,14 @@ def test_sets_and_numbers_relate_conditions():
 def test_columns_with_a_common_prefix_form_a_set():
     features = pd.DataFrame({"x:1": [3, 0, 1], "x:2": [4, 2, 0], "y:1": [1, 1, 0], "y:2": [0, 1, 0]}, index=[*"ABC"])
     related = relate([*"ABC"], features)
-    assert [kernel.feature for kernel in related.kernels()] == ["all sets", "x", "y", "y:1"]  # y:2 has one member
+    assert [kernel.feature for kernel in related.kernels] == ["all sets", "x", "y", "y:1"]  # y:2 has one member
     np.testing.assert_allclose(kernels_of(related, "x")[0], [[1, 0.8, 0.6], [0.8, 1, 0], [0.6, 0, 1]])
     np.testing.assert_allclose(kernels_of(related, "y")[0], [[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 0]])
 
 
 def test_expanded_sets_leave_out_each_member_once():
     features = FEATURES.assign(interferon=[1, 1, 1, 0], same=[1, 1, 1, 0], **{"only STAT1": [0, 1, 0, 0]})
-    kernels = relate([*FEATURES.index], features).kernels(["interferon", "size"])
+    kernels = replace(relate([*FEATURES.index], features), expanded=("interferon", "size")).kernels
     diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels if kernel.feature == "interferon")
     assert diagonals == [[0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
     assert [kernel.without for kernel in kernels if kernel.feature == "interferon"] == ["", "JAK2", "SMAD4", "STAT1"]
@@ -141,8 +156,8 @@ def test_expanded_sets_leave_out_each_member_once():
 
 def test_members_of_a_set_without_cells_follow_it_or_not():
     features = pd.DataFrame({"set": [1, 1, 1, 1, 0]}, index=[*"ABCDE"])
-    kernels = relate(["A", "B"], features).add("D").kernels(["set"])
-    diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels)
+    related = replace(relate(["A", "B"], features), expanded=("set",))
+    diagonals = sorted(np.diag(kernel).tolist() for kernel in kernels_of(related, "set", "D"))
     assert diagonals == [[0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]]
 
 
@@ -167,11 +182,10 @@ def test_curves_of_the_dose():
     np.testing.assert_allclose(smooth, scaled(np.outer(z, z) * np.exp(-(np.subtract.outer(z, z) ** 2) / 2)))
     log_dose = np.array([0, 0.5, 1, 0.5])  # on a scale from the lowest to the highest
     np.testing.assert_allclose(bell_shaped, scaled(np.exp(-(np.subtract.outer(log_dose, log_dose) ** 2) / 0.18)))
-    for kernel, curve in zip(
-        monotone, [z, *(related.dose / (related.dose + ec50) for ec50 in (0.1, 1, 10))], strict=True
-    ):
+    doses = np.array([0.1, 1, 10, 1])
+    for kernel, curve in zip(monotone, [z, *(doses / (doses + ec50) for ec50 in (0.1, 1, 10))], strict=True):
         np.testing.assert_allclose(kernel, scaled(np.outer(curve, curve)))
-    for kernel in kernels_of(related.add("a, 3").add("a, 1e-06"), "")[4:]:
+    for kernel in kernels_of(related, "", "a, 3", "a, 1e-06")[4:]:
         between, near_control = kernel[4:, 2] / kernel[2, 2]  # predictions from the response of 1 at the dose of 10
         assert kernel[1, 2] / kernel[2, 2] < between < 1
         assert near_control < 1e-4
@@ -183,34 +197,43 @@ def test_kernels_are_positive_semi_definite():
     numbers = {f"embedding:{i}": rng.normal(size=6) for i in range(3)}
     features = pd.DataFrame({"set": [1, 1, 0, 1, 0, 0], "n": rng.normal(size=6), **numbers}, index=[*"ABCDEF"])
     names = [f"{name}, {dose}" for name in ("A", "B", "A+B", "C+D", "B+G") for dose in (0.1, 2, 30)]
-    kernels = relate(names, features, "+", True).add("E+F, 100").kernels(["set"])
-    assert {kernel.feature for kernel in kernels} == {"", "set", "n", "numbers", "embedding"}
-    assert {kernel.without for kernel in kernels} == {"", *"ABD"}
-    for kernel in kernels:
-        assert np.linalg.eigvalsh(kernel.matrix).min() > -1e-9
-        diagonal = np.diag(kernel.matrix)[:-1]
+    related = replace(relate([*names, "A+B, 0.1+30"], features, "+", True), expanded=("set",))
+    places = places_of(related, "E+F, 100", "A+G, 3+0.5")
+    assert {kernel.feature for kernel in related.kernels} == {"", "set", "n", "numbers", "embedding"}
+    assert {kernel.without for kernel in related.kernels} == {"", *"ABD"}
+    for kernel in related.kernels:
+        assert np.linalg.eigvalsh(kernel(places, places)).min() > -1e-9
+        diagonal = np.diag(kernel.matrix)
         assert diagonal[diagonal > 0].mean() == pytest.approx(1)
 
 
 def test_own_transcripts_are_counted():
     related = relate(["STAT1", "STAT1+JAK2"], separator="+")
-    assert related.own_transcripts(["jak2", "STAT1", "JAK2"]).tolist() == [[0, 0], [1, 1], [0, 1]]
+    assert related.own_transcripts(pd.Index(["jak2", "STAT1", "JAK2"]), related.dose).tolist() == [
+        [0, 0],
+        [1, 1],
+        [0, 1],
+    ]
 
 
 @pytest.mark.parametrize(
-    ("names", "options", "measured", "expected"),
+    ("names", "options", "expected"),
     [
-        (["A", "B", "A+B"], PLUS, [1, 1, 1], {2: [1, 1, 0], 0: [0, 0, 0]}),
-        (["A", "B", "A+B"], PLUS, [1, 0, 1], {2: [0, 0, 0]}),
-        (["A, 1", "A, 9", "B, 1", "A+B, 8"], PLUS | DOSED, [1, 1, 1, 0], {3: [0, 1, 1, 0]}),
-        (DOSES, DOSED, [1, 0, 1, 1], {1: [0.5, 0, 0.5, 0], 0: [0, 0, 1, 0], 3: [0, 0, 0, 0]}),
-        ([*FEATURES.index], {"features": FEATURES}, [1, 1, 1, 1], {0: [0, 1, 0, 0], 2: [0, 0, 0, 1]}),
-        ([*FEATURES.index], {"features": FEATURES[["interferon"]]}, [0, 1, 1, 1], {0: [0, 1, 0, 0], 1: [0, 0, 0, 0]}),
+        (["A", "B", "A+B"], PLUS, {"A+B": [1, 1, 0], "A": [0, 0, 0]}),
+        (["A", "A+B"], PLUS, {"A+B": [0, 0]}),
+        (["A, 1", "A, 9", "B, 1"], PLUS | DOSED, {"A+B, 8": [0, 1, 1], "A+B, 1+2": [1, 0, 1]}),
+        (["A+B, 1+9", "A+B, 9+1"], PLUS | DOSED, {"A+B, 2+3": [1, 0], "A+B, 9+2": [0, 1]}),
+        (["a, 0.1", "a, 10", "b, 1"], DOSED, {"a, 1": [0.5, 0.5, 0], "a, 0.1": [0, 1, 0], "b, 1": [0, 0, 0]}),
+        ([*FEATURES.index], {"features": FEATURES}, {"JAK2": [0, 1, 0, 0], "SMAD4": [0, 0, 0, 1]}),
+        ([*FEATURES.index[1:]], {"features": FEATURES[["interferon"]]}, {"JAK2": [1, 0, 0], "STAT1": [0, 0, 0]}),
     ],
 )
-def test_simplest_predictions(names, options, measured, expected):
-    weights = relate(names, **options).baseline_weights(np.array(measured, dtype=bool))
-    assert {row: weights[row].tolist() for row in expected} == expected
+def test_simplest_predictions(names, options, expected):
+    related = relate(names, **options)
+    of_cells = dict(zip(names, related.simple_weights("the nearest"), strict=True))
+    for name, weights in expected.items():
+        found = of_cells[name] if name in names else related.simple_weights("the nearest", related.place(name))[0]
+        assert found.tolist() == weights
 
 
 # ---- files
@@ -223,7 +246,8 @@ def test_relations_come_back(tmp_path, features):
     loaded = load(tmp_path, "related", RelatedConditions)
     assert_same_table(loaded.features, related.features, check_column_type=False)
     assert (loaded.conditions, loaded.parts, loaded.separator) == (related.conditions, related.parts, "+")
-    assert_same_kernels(loaded.add("IRF1"), related.add("IRF1"))
+    for name in {kernel.feature for kernel in related.kernels}:
+        np.testing.assert_allclose(kernels_of(loaded, name, "IRF1"), kernels_of(related, name, "IRF1"), rtol=1e-12)
 
 
 def test_features_are_read_from_tables_and_files(tmp_path):
@@ -263,13 +287,13 @@ def test_conditions_without_values_are_predicted_from_the_others():
     common = rng.normal(size=200) * (rng.random(200) < 0.3)
     effect = common + rng.normal(0, 0.1, (5, 2, 200))
     effect[1] = np.nan
-    kernels = (ConditionKernel("set", "", np.ones((5, 5))),)
-    shapes = np.full(effect.shape, 0.01), np.full((2, 200), 0.05), np.zeros((200, 5))
-    field = ConditionField(effect, *shapes, np.arange(5), kernels).fit()
+    related = relate([*"ABCDE"], pd.DataFrame({"set": [1] * 5 + [0]}, index=[*"ABCDEF"]))
+    errors = np.full(effect.shape, 0.01), np.full((2, 200), 0.05)
+    field = ConditionField(effect, *errors, GENES, related, tuple(related.kernels)).fit()
     mean, variance = field.leave_out([0, 1])
     assert np.isfinite(variance).all()
     assert np.sqrt(np.mean((mean[:, 1, 0] - common) ** 2)) < 0.2
-    assert np.isfinite(field.predict(1, [0, None])[0]).all()
+    assert np.isfinite(field.predict(related.place("B"), [0, None])[0]).all()
 
 
 # ---- methods and intervals
@@ -288,11 +312,11 @@ def test_mixtures_are_predicted_by_counts_better_than_by_the_nearest():
         effect=truth + rng.normal(0, 0.03, truth.shape),
         variance=np.full(truth.shape, 0.03**2),
         control_error=np.full((1, 80), 0.01),
-        covariate=np.zeros((80, len(share))),
-        measured=np.arange(len(share)),
-        kernels=tuple(related.kernels()),
+        genes=GENES[:80],
+        related=related,
+        kernels=tuple(related.kernels),
     ).fit()
-    nearest = replace(logs, weights=related.simple_weights(logs.measured, nearest=True))
+    nearest = replace(logs, simple="the nearest")
     fields = {"logs": logs, "counts": logs.on_counts().fit(), "nearest": nearest}
     error = {name: np.sqrt(np.mean((each.leave_out()[0].T - truth[:, 0]) ** 2)) for name, each in fields.items()}
     assert error["counts"] < 0.8 * error["logs"]

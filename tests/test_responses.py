@@ -145,8 +145,13 @@ def test_places_that_are_left_out_together_do_not_predict_each_other(cells):
     data = measured.gaussian_process("stim", measured.relate_types()).fit()
     data = replace(data, shared_errors=0.3 * torch.ones(N_GENES, 7, 1, dtype=torch.double))
     mean, variance = data.leave_out([np.array([1, 4]), others])
-    by_place = {name: getattr(data, name)[:, others] for name in ("values", "variance", "shared_errors")}
-    direct = replace(data, **by_place, measured=others).predict([1, 4])
+    by_place = {name: getattr(data, name)[:, others] for name in ("values", "variance", "covariate", "shared_errors")}
+    within, cross, between = (
+        [kernel.numpy()[np.ix_(*places)] for kernel in data.kernels]
+        for places in ((others, others), ([1, 4], others), ([1, 4], [1, 4]))
+    )
+    alone = replace(data, **by_place, kernels=tuple(map(torch.from_numpy, within)))
+    direct = alone.predict(cross, between, covariate=data.covariate[:, [1, 4]].numpy())
     np.testing.assert_allclose(mean[:, [1, 4]], direct.mean, atol=1e-8)
     np.testing.assert_allclose(variance[:, [1, 4]], direct.variance, rtol=1e-6)
     np.testing.assert_allclose(sum(direct.terms.values()), direct.mean, atol=1e-9)

@@ -49,7 +49,7 @@ def keep_one_network(content: dict[str, Any], tensors: dict[str, Tensor]) -> Non
             state.clear()
 
 
-FORMAT = 34  # of files; increase it when fields of saved dataclasses change
+FORMAT = 35  # of files; increase it when fields of saved dataclasses change
 OLDEST = {"model": 31}  # oldest readable format by kind, of bdm 0.1.0; other kinds are read in FORMAT only
 # Functions by format, which change JSON content and tensors in place to the next format. New fields need none if their
 # default reproduces older files

@@ -83,7 +83,7 @@ class Measured:
 
 def predictions(responses: Responses, conditions: Iterable[str], genes: pd.Index) -> Measured:
     """Predict the responses of all types to conditions, measured or not."""
-    effects = {name: responses.with_condition(name, extrapolate=True).effects(name) for name in conditions}
+    effects = {name: responses.effects(name) for name in conditions}
     tables = pd.concat(effects, names=["condition"]).reset_index(0)
     wide = tables.pivot(index=["cell_type", "condition"], columns="gene", values=["log2_fold_change", "sd"])
     mean, sd = (wide[name].reindex(columns=genes, fill_value=0.0) * np.log(2) for name in ("log2_fold_change", "sd"))

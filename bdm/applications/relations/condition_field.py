@@ -6,10 +6,11 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+import pandas as pd
 
 from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, WEAK_CONSTANTS, GaussianProcess, Prior
 from bdm.applications.relations.pseudobulk import MIN_CHANGE
-from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel
+from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel, RelatedConditions
 
 N_EXPECTED = 100  # genes with the largest expected squares, for the expected error of a condition
 MIN_CONDITIONS = 4  # minimum number of left-out conditions to learn how errors differ between conditions
@@ -20,7 +21,6 @@ PRIOR_MEMBERS = 16  # with fewer, a member that does not follow would be predict
 class ConditionFit:
     """How conditions without measurements are predicted."""
 
-    expanded: tuple[str, ...] = ()  # sets of features that have further kernels, each without one member
     method: str = "logs"  # key of METHODS_OF_CONDITIONS, chosen by conditions that are left out
     common: Prior = field(default_factory=Prior)
     deviation: Prior = field(default_factory=Prior)
@@ -65,6 +65,7 @@ class ConditionFit:
         )
 
 
+SIMPLE = ("the nearest", "the mean")  # methods without a Gaussian process
 METHODS_OF_CONDITIONS = {
     "logs": "a Gaussian process of log fold changes",
     "counts": "a Gaussian process of counts",
@@ -82,16 +83,16 @@ class ConditionField:
     relative changes of counts, in which mixtures of cells are linear. Predictions are log fold changes in any case.
     """
 
-    effect: np.ndarray  # values, measured conditions x types x genes; NaN if not measured
+    effect: np.ndarray  # values, conditions x types x genes; NaN if not measured
     variance: np.ndarray  # sampling variances, likewise
     control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
-    covariate: np.ndarray  # genes x all conditions
-    measured: np.ndarray  # indices of the measured conditions
-    kernels: tuple[ConditionKernel, ...]  # candidates, all conditions x all conditions
+    genes: pd.Index
+    related: RelatedConditions
+    kernels: tuple[ConditionKernel, ...]  # candidates
     common_prior: Prior = field(default_factory=Prior)
     deviation_prior: Prior = field(default_factory=Prior)
     unit: np.ndarray | None = None  # by gene, of changes of counts relative to the control; None for log fold changes
-    weights: np.ndarray | None = None  # all conditions x measured; those of a simple prediction of the common response
+    simple: str | None = None  # method of a simple prediction in place of the common response, of log fold changes
 
     def on_counts(self) -> Self:
         """Return the field of changes of counts, in units of the mean over conditions and the control."""
@@ -117,7 +118,7 @@ class ConditionField:
 
     def like(self, fitted: "ConditionField") -> Self:
         """Copy priors and kernels from another field of the same conditions."""
-        names = ("common_prior", "deviation_prior", "kernels", "weights")
+        names = ("common_prior", "deviation_prior", "kernels", "simple")
         return replace(self, **{name: getattr(fitted, name) for name in names})
 
     def permute(self, order: np.ndarray) -> Self:
@@ -129,20 +130,19 @@ class ConditionField:
         """Select a subset of the genes."""
         arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "control_error")}
         unit = None if self.unit is None else self.unit[rows]
-        return replace(self, **arrays, covariate=self.covariate[rows], unit=unit)
+        return replace(self, **arrays, genes=self.genes[rows], unit=unit)
 
     @cached_property
     def common(self) -> GaussianProcess:
         """Gaussian process of the response that types have in common."""
-        starts = range(0, len(self.covariate), N_GENES)  # parts, to save memory
+        starts = range(0, len(self.genes), N_GENES)  # parts, to save memory
         parts = [self.select_genes(slice(start, start + N_GENES)).common_response() for start in starts]
         values, variance, shared = (np.concatenate(part, axis=1).T for part in zip(*parts, strict=True))
         return GaussianProcess.from_arrays(
             values,
             variance,
             [kernel.matrix for kernel in self.kernels],
-            measured=self.measured,
-            covariate=self.covariate,
+            covariate=self.related.own_transcripts(self.genes, self.related.dose),
             shared_errors=shared[:, :, None],
             prior=self.common_prior,
         )
@@ -174,7 +174,7 @@ class ConditionField:
 
     def deviation(self, row: int | None) -> GaussianProcess:
         """Return the Gaussian process of the deviation of a type, known or not (None)."""
-        effect = np.full((len(self.covariate), len(self.measured)), np.nan)
+        effect = np.full((len(self.genes), len(self.effect)), np.nan)
         variance, shared = np.zeros_like(effect), np.zeros((len(effect), 1))
         if row is not None:
             effect, shared = self.effect[:, row].T - self.common.values.numpy(), self.control_error[row][:, None]
@@ -184,8 +184,6 @@ class ConditionField:
             np.nan_to_num(effect),
             np.where(is_measured, np.maximum(variance, 1e-9), HIDDEN),
             [kernel.matrix for kernel in self.kernels],
-            measured=self.measured,
-            covariate=np.zeros_like(self.covariate),
             shared_errors=np.where(is_measured, shared, 0)[:, :, None],
             prior=self.deviation_prior,
         )
@@ -227,55 +225,60 @@ class ConditionField:
             prior = prior.split(whole[offset], number, (PRIOR_MEMBERS / 2 + lacking) / (PRIOR_MEMBERS + n_members))
         return prior
 
-    def simple(self, conditions: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the simple prediction of the common response, genes x conditions."""
-        if self.weights is None:
-            raise ValueError("the field has no simple prediction")
-        values = self.common.values.numpy()
-        return np.asarray(self.in_logs(values, values)[0] @ self.weights[conditions].T)
+    def predict(self, place: np.ndarray, rows: Sequence[int | None] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict the responses of types to a new condition.
 
-    def predict(self, condition: int, rows: Sequence[int | None] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predict the responses of types to a condition by its index.
-
-        ``rows`` are the rows of the types; None for an unknown type.
+        Parameters
+        ----------
+        place
+            Doses of the parts of the condition, 1 x parts.
+        rows
+            Rows of the types; None for an unknown type.
 
         Returns
         -------
         Mean of the common response, mean of the deviations, and variance of their sum, each genes x types (one that
         does not deviate, without ``rows``).
         """
+        cross, within = ([kernel(place, other) for kernel in self.kernels] for other in (self.related.dose, place))
 
-        def predict_condition(process: GaussianProcess) -> tuple[np.ndarray, np.ndarray]:
-            predicted = process.predict([condition])
+        def moments(process: GaussianProcess, covariate: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+            predicted = process.predict(cross, within, covariate=covariate)
             return predicted.mean, predicted.variance
 
-        common, own, variance = self.simplify(*self.sum_up(predict_condition, rows), [condition])
+        of_common = moments(self.common, self.related.own_transcripts(self.genes, place))
+        common, own, variance = self.simplify(*self.sum_up(of_common, moments, rows), place)
         return common[:, 0], own[:, 0], variance[:, 0]
 
     def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the responses to each measured condition from the others.
+        """Predict the responses to each condition from the others.
 
         ``rows`` are the rows of types; without them, the common response is predicted.
 
         Returns
         -------
-        Means and variances, genes x measured conditions (x types in ``rows``).
+        Means and variances, genes x conditions (x types in ``rows``).
         """
-        common, own, variance = self.simplify(*self.sum_up(GaussianProcess.leave_out, rows), self.measured)
+        common, own, variance = self.simplify(*self.parts_left_out(rows))
         mean = common + own
         return (mean, variance) if len(rows) else (mean[:, :, 0], variance[:, :, 0])
 
+    def parts_left_out(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict each condition from the others as :meth:`sum_up`."""
+        return self.sum_up(self.common.leave_out(), GaussianProcess.leave_out, rows)
+
     def sum_up(
         self,
+        common: tuple[np.ndarray, np.ndarray],
         predict: Callable[[GaussianProcess], tuple[np.ndarray, np.ndarray]],
         rows: Sequence[int | None] | np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predict the common response and deviations by Gaussian processes, as log fold changes.
+        """Add deviations, which ``predict`` predicts, to means and variances of the common response.
 
-        Returns means of both, and the variance of their sum, each genes x conditions x types (one that does not
-        deviate, without ``rows``).
+        Returns means of both as log fold changes, and the variance of their sum, each genes x conditions x types (one
+        that does not deviate, without ``rows``).
         """
-        mean, variance = predict(self.common)
+        mean, variance = common
         none = np.zeros_like(mean), np.zeros_like(mean)
         first, sums = self.in_logs(mean, variance)[0], []
         for own in [predict(self.deviation(row)) if self.deviates else none for row in rows] or [none]:
@@ -283,11 +286,15 @@ class ConditionField:
         total, variances = (np.stack(part, axis=2) for part in zip(*sums, strict=True))
         return np.broadcast_to(first[:, :, None], total.shape), total - first[:, :, None], variances
 
+    def simple_means(self, method: str, place: np.ndarray | None = None) -> np.ndarray:
+        """Return simple predictions of the common response to a new condition, or to each one from the others."""
+        return np.asarray(self.common.values.numpy() @ self.related.simple_weights(method, place).T)
+
     def simplify(
-        self, common: np.ndarray, own: np.ndarray, variance: np.ndarray, conditions: Sequence[int] | np.ndarray
+        self, common: np.ndarray, own: np.ndarray, variance: np.ndarray, place: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Replace the common response by the simple prediction, if any; the difference is part of the variance."""
-        if self.weights is None:
+        if self.simple is None:
             return common, own, variance
-        simple = self.simple(conditions)[:, :, None]
+        simple = self.simple_means(self.simple, place)[:, :, None]
         return np.broadcast_to(simple, common.shape), own, variance + (simple - common) ** 2

@@ -172,7 +172,7 @@ def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: lis
     genes = process.most_significant()[:N_COMPARED]
     predicted = process.select_genes(genes).leave_out(groups)[0]
     real, points, time = (lineage.log_share - lineage.center)[:, genes], lineage.points, lineage.places.time
-    path, is_ancestral = lineage.places.path, lineage.places.is_ancestral
+    path, is_ancestral = (of(lineage.places) for of in (lineage.places.path, lineage.places.is_ancestral))
     rows = []
     for group in groups:
         others, squares = np.setdiff1d(np.arange(len(real)), group), []

@@ -9,7 +9,8 @@ change in a cell type, is normal with the moments
 where x is a covariate of the gene and K is a kernel. For a tree, K is the path length that two places share (Brownian
 motion along branches, Felsenstein 1985). A measurement adds its sampling error, which may be correlated with the errors
 of other measurements, as if the same donors or controls are in both. Values at places without measurements are
-predicted by their posterior, in closed form (kriging). All genes share the slope. Kernel, constant, level, strength and
+predicted by their posterior, in closed form (kriging), from their kernels with the measured places alone. All genes
+share the slope. Kernel, constant, level, strength and
 share differ between genes: each combination is a hypothesis, and one of them says that the gene does not vary. The
 shares of genes that follow each hypothesis are estimated by maximum marginal likelihood (empirical Bayes), and the
 predictions for a gene are averaged over hypotheses by posterior probability.
@@ -68,6 +69,12 @@ class Hypothesis:
     strength: float
     constant: float
     level: float
+
+    @property
+    def squares(self) -> dict[str, float]:
+        """Variances of what all places, related places, and single places have in common."""
+        square, shared = self.strength**2, self.shared if self.kernel >= 0 else 0.0
+        return {"common": self.constant**2, "related": square * shared, "own": square * (1 - shared)}
 
 
 UNCHANGED = Hypothesis(kernel=-1, shared=0.0, strength=0.05, constant=0.0, level=0.0)  # but for 5% at each place
@@ -173,27 +180,26 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GaussianProcess(Result):
-    """Gene values at places, with a Gaussian process for the places without measurements.
+    """Gene values at measured places, with a Gaussian process for other places.
 
     ::
 
-        process = bdm.tl.GaussianProcess.from_arrays(values, variance, [np.exp(-distance)], measured=[0, 1, 3]).fit()
-        predicted = process.predict([2])  # mean and variance, genes x 1
+        process = bdm.tl.GaussianProcess.from_arrays(values, variance, [kernel(measured, measured)]).fit()
+        predicted = process.predict([kernel(new, measured)], [kernel(new, new)])  # mean, variance: genes x new
 
-    A kernel is any positive semi-definite matrix, places x places, with a diagonal of about 1.
+    A kernel is any positive semi-definite function of two places that is about 1 for equal ones, such as
+    ``lambda a, b: np.exp(-np.abs(np.subtract.outer(a, b)))``.
 
     Attributes
     ----------
     values, variance
-        Measured values, and the variances of their independent errors, genes x measured places.
+        Measured values, and the variances of their independent errors, genes x places.
     covariate
         Covariate x of the mean and covariance, genes x places.
-    measured
-        Indices of the measured places.
     kernels
         Candidate kernels, each places x places.
     shared_errors
-        Errors that measurements share, genes x measured places x sources: what one standard deviation of each source,
+        Errors that measurements share, genes x places x sources: what one standard deviation of each source,
         such as the cells of a common control, adds to each measurement.
     prior
         Mixture of hypotheses; empty before :meth:`fit`.
@@ -204,7 +210,6 @@ class GaussianProcess(Result):
     values: Tensor
     variance: Tensor
     covariate: Tensor
-    measured: np.ndarray
     kernels: tuple[Tensor, ...]
     shared_errors: Tensor
     prior: Prior = field(default_factory=Prior)
@@ -216,56 +221,40 @@ class GaussianProcess(Result):
         variance: np.ndarray,
         kernels: Sequence[np.ndarray] = (),
         *,
-        measured: Sequence[int] | np.ndarray | None = None,
         covariate: np.ndarray | None = None,
         shared_errors: np.ndarray | None = None,
         prior: Prior = Prior(),
     ) -> Self:
         """Make a Gaussian process from arrays; see the attributes for their shapes.
 
-        By default, all places are measured, the covariate is 0, and no errors are shared.
+        By default, the covariate is 0, and no errors are shared.
 
         Raises
         ------
         InputError
             If the shapes do not agree.
         """
-        n_genes, n_measured = values.shape
-        places = np.arange(n_measured) if measured is None else np.asarray(measured)
-        n_places = len(kernels[0]) if len(kernels) else n_measured if covariate is None else covariate.shape[1]
-        x = np.zeros((n_genes, n_places)) if covariate is None else covariate
-        errors = np.zeros((n_genes, n_measured, 0)) if shared_errors is None else shared_errors
-        shapes = {
-            "variance": (variance, (n_genes, n_measured)),
-            "measured": (places, (n_measured,)),
-            "covariate": (x, (n_genes, n_places)),
-            "shared_errors": (errors, (n_genes, n_measured, errors.shape[-1])),
-            **{f"kernel {number}": (kernel, (n_places, n_places)) for number, kernel in enumerate(kernels)},
-        }
-        for name, (array, shape) in shapes.items():
-            if array.shape != shape:
-                raise InputError(f"{name} has the shape {array.shape}, but must have {shape} to match values.")
+        x = np.zeros(values.shape) if covariate is None else covariate
+        errors = np.zeros((*values.shape, 0)) if shared_errors is None else shared_errors
+        reject_shapes({"variance": variance, "covariate": x}, values.shape)
+        reject_shapes({"shared_errors": errors}, (*values.shape, errors.shape[-1]))
+        reject_shapes({f"kernel {number}": each for number, each in enumerate(kernels)}, values.shape[1:] * 2)
         by_gene = dict(zip(BY_GENE, map(as_tensor, (values, variance, x, errors)), strict=True))
-        return cls(**by_gene, measured=places, kernels=tuple(map(as_tensor, kernels)), prior=prior)
+        return cls(**by_gene, kernels=tuple(map(as_tensor, kernels)), prior=prior)
 
     @property
     def n_places(self) -> int:
-        """Number of places, measured or not."""
-        return self.covariate.shape[1]
-
-    @property
-    def measured_covariate(self) -> Tensor:
-        """Covariate at the measured places."""
-        return self.covariate[:, torch.from_numpy(self.measured)]
+        """Number of measured places."""
+        return self.values.shape[1]
 
     @cached_property
     def sampling_covariance(self) -> Tensor:
-        """Covariance of the errors of measurements, genes x measured places x measured places."""
+        """Covariance of the errors of measurements, genes x places x places."""
         return torch.diag_embed(self.variance) + self.shared_errors @ self.shared_errors.mT
 
     @property
     def sampling_variance(self) -> Tensor:
-        """Variance of the errors of measurements, genes x measured places."""
+        """Variance of the errors of measurements, genes x places."""
         return self.variance + (self.shared_errors**2).sum(dim=2)
 
     def select_genes(self, rows: slice | np.ndarray) -> Self:
@@ -278,11 +267,15 @@ class GaussianProcess(Result):
         joined = {name: torch.cat([getattr(process, name) for process in processes]) for name in BY_GENE}
         return replace(processes[0], **joined)  # type: ignore[arg-type]
 
+    @property
+    def chunk_size(self) -> int:
+        """Number of genes whose covariance matrices have at most ``MAX_ENTRIES`` entries in total."""
+        return max(1, MAX_ENTRIES // self.n_places**2)
+
     def chunks(self) -> Iterator[Self]:
-        """Yield chunks of genes with covariance matrices of at most ``MAX_ENTRIES`` entries in total."""
-        step = max(1, MAX_ENTRIES // self.n_places**2)
-        for start in range(0, len(self.values), step):
-            chunk = self.select_genes(slice(start, start + step))
+        """Yield chunks of genes."""
+        for start in range(0, len(self.values), self.chunk_size):
+            chunk = self.select_genes(slice(start, start + self.chunk_size))
             vars(chunk)["roots"] = self.roots  # which all genes share
             yield chunk
 
@@ -326,7 +319,7 @@ class GaussianProcess(Result):
 
         Returns the slope, shrunk by its sampling variance (positive-part James-Stein estimate).
         """
-        weight, covariate = 1 / (self.sampling_variance + 0.05), self.measured_covariate
+        weight, covariate = 1 / (self.sampling_variance + 0.05), self.covariate
         total = weight.sum(dim=1, keepdim=True)
         x = covariate - (weight * covariate).sum(dim=1, keepdim=True) / total
         y = self.values - (weight * self.values).sum(dim=1, keepdim=True) / total
@@ -347,7 +340,7 @@ class GaussianProcess(Result):
         Their covariances are C + U U', where U has the columns constant and level x, so all share one factorisation of
         C (matrix determinant lemma).
         """
-        x, covariance = self.measured_covariate, self.covariance(replace(hypotheses[0], constant=0.0, level=0.0))
+        x, covariance = self.covariate, self.covariance(replace(hypotheses[0], constant=0.0, level=0.0))
         columns = torch.stack([self.values - slope * x, torch.ones_like(x), x], dim=2)
         products = columns.mT @ covariance.solve(columns)
         strengths = torch.tensor([(each.constant, each.level) for each in hypotheses], dtype=torch.double)
@@ -359,63 +352,64 @@ class GaussianProcess(Result):
         evidence: Tensor = -(products[:, 0, 0, None] - explained + determinants) / 2
         return evidence
 
-    def prior_covariances(self, hypothesis: Hypothesis) -> dict[str, Tensor]:
-        """Return the terms of the prior covariance that all genes share."""
-        identity = torch.eye(self.n_places, dtype=torch.double)
-        is_related = hypothesis.kernel >= 0
-        kernel, shared = (self.kernels[hypothesis.kernel], hypothesis.shared) if is_related else (identity, 0.0)
-        square, common = hypothesis.strength**2, torch.full_like(identity, hypothesis.constant**2)
-        return {"common": common, "related": square * shared * kernel, "own": square * (1 - shared) * identity}
-
     @cached_property
     def roots(self) -> dict[int, Tensor | None]:
-        """Low-rank roots of kernels between measured places, as far as they were needed."""
-        return {-1: torch.zeros((len(self.measured), 0), dtype=torch.double)}
+        """Low-rank roots of kernels, as far as they were needed."""
+        return {-1: torch.zeros((self.n_places, 0), dtype=torch.double)}
 
     def root(self, kernel: int) -> Tensor | None:
-        """Return the low-rank root of a kernel between measured places; None if its rank is not low."""
+        """Return the low-rank root of a kernel; None if its rank is not low."""
         if kernel not in self.roots:
-            n, measured = len(self.measured), torch.from_numpy(self.measured)
-            max_rank = n // MIN_PLACES_PER_COLUMN - self.shared_errors.shape[2] - 2
-            self.roots[kernel] = low_rank_root(self.kernels[kernel][measured][:, measured], max_rank)
+            max_rank = self.n_places // MIN_PLACES_PER_COLUMN - self.shared_errors.shape[2] - 2
+            self.roots[kernel] = low_rank_root(self.kernels[kernel], max_rank)
         return self.roots[kernel]
 
     def covariance(self, hypothesis: Hypothesis) -> Covariance:
         """Return the covariance of the measurements of each gene."""
-        x, root = self.measured_covariate, self.root(hypothesis.kernel)
+        x, root, squares = self.covariate, self.root(hypothesis.kernel), hypothesis.squares
         if root is None:
-            measured = torch.from_numpy(self.measured)
-            terms = [term[measured][:, measured] for term in self.prior_covariances(hypothesis).values()]
-            covariance = total_covariance(terms, hypothesis, x, x) + self.sampling_covariance
+            identity = torch.eye(self.n_places, dtype=torch.double)
+            same = squares["related"] * self.kernels[hypothesis.kernel] + squares["own"] * identity
+            covariance = with_level(squares["common"] + same, hypothesis, x, x) + self.sampling_covariance
             return Covariance.from_matrix(covariance)
-        square, shared = hypothesis.strength**2, hypothesis.shared if hypothesis.kernel >= 0 else 0.0
-        related = ((square * shared) ** 0.5 * root).expand(len(x), *root.shape)
+        related = (squares["related"] ** 0.5 * root).expand(len(x), *root.shape)
         constant, level = torch.full_like(x, hypothesis.constant), hypothesis.level * x
         columns = torch.cat([self.shared_errors, constant[:, :, None], level[:, :, None], related], dim=2)
-        return Covariance.from_columns(self.variance + square * (1 - shared), columns)
+        return Covariance.from_columns(self.variance + squares["own"], columns)
 
     # ---- posterior
 
     def posteriors(self) -> Iterator[tuple[Hypothesis, float, Posterior]]:
         """Yield each hypothesis with its log share of genes and its posterior."""
-        residual = (self.values - self.prior.slope * self.measured_covariate)[:, :, None]
+        residual = (self.values - self.prior.slope * self.covariate)[:, :, None]
         for hypothesis, share in zip(self.prior.hypotheses, self.prior.shares, strict=True):
             covariance = self.covariance(hypothesis)
             weights = covariance.solve(residual)
             evidence = -((residual * weights).sum(dim=(1, 2)) + covariance.log_determinant) / 2
             yield hypothesis, np.log(share), Posterior(evidence, weights.squeeze(2), covariance)
 
-    def predict(self, places: Sequence[int] | np.ndarray) -> Prediction:
-        """Predict values at places by their indices, measured or not."""
-        return self.contrasts(np.eye(self.n_places)[places])
-
-    def contrasts(self, weights: np.ndarray, *, variances: bool = True) -> Prediction:
-        """Predict weighted sums of values over places.
+    def predict(
+        self,
+        cross: Sequence[np.ndarray],
+        within: Sequence[np.ndarray],
+        *,
+        covariate: np.ndarray | None = None,
+        measured: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        variances: bool = True,
+    ) -> Prediction:
+        """Predict values at places, measured or not, or weighted sums of these values.
 
         Parameters
         ----------
+        cross, within
+            Each kernel between the places to predict and the measured ones, and between the places to predict.
+        covariate
+            Covariate at the places to predict, genes x places; 0 by default.
+        measured
+            Measured place that each place to predict is, by index; -1 for places without measurements, the default.
         weights
-            Weights of the places in each sum, sums x places.
+            Weights of the places in each sum, sums x places. By default, each place is a sum of its own.
         variances
             Whether to compute posterior variances, which takes longer than means. If False, variances only include the
             differences between hypotheses.
@@ -424,31 +418,40 @@ class GaussianProcess(Result):
         -------
         Posterior of the sums, genes x sums.
         """
-        place_weights, results = torch.from_numpy(weights), []
-        for chunk in self.chunks():
+        place = np.full(len(within[0]), -1) if measured is None else measured
+        n, is_same = len(place), np.equal.outer(place, np.arange(self.n_places))
+        reject_shapes({f"cross kernel {number}": each for number, each in enumerate(cross)}, is_same.shape)
+        weight = torch.from_numpy(np.eye(n) if weights is None else weights)
+        total, x = weight.sum(dim=1), as_tensor(np.zeros((len(self.values), n)) if covariate is None else covariate)
+        with_measured = [weight @ as_tensor(each) for each in (*cross, is_same)]  # independent places come last
+        alone = [(weight @ as_tensor(each) * weight).sum(dim=1) for each in (*within, np.eye(n))]
+        results = []
+        for chunk, sums in zip(self.chunks(), (x @ weight.T).split(self.chunk_size), strict=True):
             logs, means, spread, terms = [], [], [], []
-            sum_covariate = chunk.covariate @ place_weights.T
             for hypothesis, log_share, posterior in chunk.posteriors():
-                parts = chunk.prior_covariances(hypothesis)
-                cross = {name: place_weights @ part[:, torch.from_numpy(self.measured)] for name, part in parts.items()}
-                square = hypothesis.level**2
-                by_term = {name: posterior.weights @ part.T for name, part in cross.items()}
-                by_level = (chunk.measured_covariate * posterior.weights).sum(dim=1, keepdim=True)
-                by_term["level"] = (square * by_level + self.prior.slope) * sum_covariate
+                squares, square, number = hypothesis.squares, hypothesis.level**2, hypothesis.kernel
+                parts = {
+                    "common": squares["common"] * total[:, None].expand(-1, self.n_places),
+                    "related": squares["related"] * with_measured[number],
+                    "own": squares["own"] * with_measured[-1],
+                }
+                by_term = {name: posterior.weights @ part.T for name, part in parts.items()}
+                by_level = (chunk.covariate * posterior.weights).sum(dim=1, keepdim=True)
+                by_term["level"] = (square * by_level + self.prior.slope) * sums
                 logs.append(posterior.evidence[:, None] + log_share)
                 terms.append(torch.stack([by_term[name] for name in TERMS]))
                 means.append(terms[-1].sum(dim=0))
                 if not variances:
                     spread.append(torch.zeros_like(means[-1]))
                     continue
-                covariance = total_covariance([*cross.values()], hypothesis, sum_covariate, chunk.measured_covariate)
-                solved = posterior.covariance.solve(covariance.mT.contiguous())
-                prior_variances = [(place_weights @ part * place_weights).sum(dim=1) for part in parts.values()]
-                explained = (solved.mT * covariance).sum(dim=2)
-                spread.append(torch.stack(prior_variances).sum(dim=0) + square * sum_covariate**2 - explained)
-            weight = torch.softmax(torch.stack(logs), dim=0)
+                same_for_genes = parts["common"] + parts["related"] + parts["own"]
+                covariance = with_level(same_for_genes, hypothesis, sums, chunk.covariate)
+                explained = (posterior.covariance.solve(covariance.mT.contiguous()).mT * covariance).sum(dim=2)
+                prior = squares["common"] * total**2 + squares["related"] * alone[number] + squares["own"] * alone[-1]
+                spread.append(prior + square * sums**2 - explained)
+            share = torch.softmax(torch.stack(logs), dim=0)
             mean, variance = average_mixture(logs, means, spread)
-            results.append((mean, variance, (weight[:, None] * torch.stack(terms)).sum(dim=0)))
+            results.append((mean, variance, (share[:, None] * torch.stack(terms)).sum(dim=0)))
         all_means, all_variances, all_terms = (torch.cat(part, dim=-2).numpy() for part in zip(*results, strict=True))
         return Prediction(all_means, np.maximum(all_variances, 0), dict(zip(TERMS, all_terms, strict=True)))
 
@@ -465,12 +468,11 @@ class GaussianProcess(Result):
         Parameters
         ----------
         groups
-            Columns of measured places to leave out together; each place is in one group. None to leave out one at a
-            time.
+            Indices of places to leave out together; each place is in one group. None to leave out one at a time.
 
         Returns
         -------
-        Means and variances of the values, each genes x measured places.
+        Means and variances of the values, each genes x places.
         """
         return self.smooth_and_leave_out(groups)[1]
 
@@ -481,7 +483,7 @@ class GaussianProcess(Result):
 
         Returns means and variances of both; the first ones are r - S Q r and S - S Q S (see :meth:`leave_out`).
         """
-        singles, results = torch.arange(len(self.measured))[:, None], []
+        singles, results = torch.arange(self.n_places)[:, None], []
         ordered = groupby(sorted(singles.numpy() if groups is None else groups, key=len), key=len)
         by_size = [torch.from_numpy(np.stack([*same])) for _, same in ordered]  # each groups x size
         for chunk in self.chunks():
@@ -581,6 +583,13 @@ def upper_quantile(values: Sequence[float], level: float) -> float:
     return float(np.sort(values)[min(int(np.ceil(level * (len(values) + 1))), len(values)) - 1])
 
 
+def reject_shapes(arrays: dict[str, np.ndarray], shape: tuple[int, ...]) -> None:
+    """Reject arrays of another shape."""
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise InputError(f"{name} has the shape {array.shape}, but must have {shape} to match values.")
+
+
 def as_tensor(array: np.ndarray) -> Tensor:
     """Convert an array to double precision; its memory layout stays."""
     return torch.from_numpy(np.asarray(array, dtype=float))
@@ -618,10 +627,9 @@ def low_rank_root(kernel: Tensor, max_rank: int) -> Tensor | None:
     return torch.stack(columns, dim=1) if columns else kernel[:, :0]
 
 
-def total_covariance(terms: list[Tensor], hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
-    """Sum the covariance terms and the covariate's term, genes x places x places."""
-    same_for_genes = torch.stack(terms).sum(dim=0)
-    return torch.baddbmm(same_for_genes[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
+def with_level(covariance: Tensor, hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+    """Add the covariate's term to a covariance that all genes share, genes x places x places."""
+    return torch.baddbmm(covariance[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
 
 
 def select_hypotheses(evidence: Tensor, always: int) -> tuple[list[int], Tensor]:

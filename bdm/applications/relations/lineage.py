@@ -158,8 +158,8 @@ class Lineage(Field):
 
     def has_samples(self, places: Places) -> np.ndarray:
         """Return whether samples of its lineage are before and after each place, 2 x places."""
-        n, is_ancestral = len(self.points), self.places.join(places).is_ancestral
-        return np.stack([is_ancestral[:n, n:].any(axis=0), is_ancestral[n:, :n].any(axis=1)])
+        points = self.places
+        return np.stack([points.is_ancestral(places).any(axis=0), places.is_ancestral(points).any(axis=1)])
 
     def next_node(self) -> str:
         """Suggest a node to reconstruct: an unsampled one between samples, if any."""
@@ -192,27 +192,33 @@ class Lineage(Field):
         """Bin of each gene by its mean log share."""
         return np.searchsorted(np.quantile(self.center, EXPRESSION), self.center)
 
-    def gaussian_process(self, added: Places | None = None, genes: slice | np.ndarray = slice(None)) -> GaussianProcess:
-        """Return the Gaussian process of centred log shares at the points and added places."""
-        places = self.places if added is None else self.places.join(added)
+    def kernels(self, places: Places, others: Places) -> list[np.ndarray]:
+        """Return candidate kernels, places x other places."""
         span = max(float(np.ptp(self.places.time)), 1e-9)  # above 0 for the division
-        kernels = places.kernels(self.origin, span, timed=self.time_key is not None)
-        process = GaussianProcess.from_arrays(
+        return places.kernels(others, self.origin, span, timed=self.time_key is not None)
+
+    def gaussian_process(self) -> GaussianProcess:
+        """Return the Gaussian process of centred log shares at the points."""
+        return GaussianProcess.from_arrays(
             np.ascontiguousarray((self.log_share - self.center).T),
             np.ascontiguousarray(self.variance.T),
-            kernels,
-            measured=np.arange(len(self.points)),
-            covariate=np.zeros((len(self.genes), len(places.node))),
+            self.kernels(self.places, self.places),
             prior=self.prior,
         )
-        return process.select_genes(genes)
+
+    def predict(
+        self, places: Places, genes: slice | np.ndarray, *, weights: np.ndarray | None = None, variances: bool = True
+    ) -> Prediction:
+        """Predict centred log shares, or weighted sums of places; see :meth:`GaussianProcess.predict`."""
+        cross, within = (self.kernels(places, others) for others in (self.places, places))
+        process = self.gaussian_process().select_genes(genes)
+        return process.predict(cross, within, weights=weights, variances=variances)
 
     def log_shares(
         self, places: Places, genes: slice | np.ndarray = slice(None), *, variances: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predict log shares and calibrated standard deviations, genes x places."""
-        weights = np.eye(len(self.points) + len(places.node))[len(self.points) :]
-        predicted = self.gaussian_process(places, genes).contrasts(weights, variances=variances)
+        predicted = self.predict(places, genes, variances=variances)
         return predicted.mean + self.center[genes][:, None], self.calibrated_sd(predicted, genes)
 
     def calibrated_sd(self, predicted: Prediction, genes: slice | np.ndarray) -> np.ndarray:
@@ -293,12 +299,10 @@ class Lineage(Field):
         sisters = [daughter for daughter in self.tree.daughters(mother) if daughter != node]
         nodes = np.array([mother, *[node] * (len(times) - 1), *sisters])
         places = self.places_at(nodes, [*times, *[end] * len(sisters)])
-        process, n = self.gaussian_process(places, genes), len(self.points)
-        weights = np.eye(process.n_places)[n:]
-        first, steps, sister_weights = weights[0], weights[1 : len(times)], weights[len(times) :]
-        from_sisters = steps[-1] - sister_weights.sum(axis=0) / max(len(sisters), 1)
-        predicted = process.contrasts(np.stack([steps[-1] - first, from_sisters]))
-        course = process.contrasts(steps - first, variances=False).mean
+        first, steps, of_sisters = np.split(np.eye(len(nodes)), [1, len(times)])
+        from_sisters = steps[-1:] - of_sisters.sum(axis=0) / max(len(sisters), 1)
+        predicted = self.predict(places, genes, weights=np.vstack([steps[-1:] - first, from_sisters]))
+        course = self.predict(places, genes, weights=steps - first, variances=False).mean
         change, difference = predicted.mean.T / np.log(2)
         sd, difference_sd = self.calibrated_sd(predicted, genes).T / np.log(2)
         halfway = (course * np.sign(change)[:, None] >= np.abs(change * np.log(2))[:, None] / 2).argmax(axis=1)

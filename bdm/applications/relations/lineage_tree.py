@@ -226,37 +226,29 @@ class Places:
     node: np.ndarray  # index of the node of each place
     time: np.ndarray
 
-    def join(self, added: "Places") -> "Places":
-        """Append places."""
-        node, time = np.concatenate([self.node, added.node]), np.concatenate([self.time, added.time])
-        return Places(self.tree, self.end, node, time)
+    def shared(self, other: "Places") -> np.ndarray:
+        """Return the path that two places share: time until their lineages divide, places x other places."""
+        common = self.tree.common_ancestor[self.node[:, None], other.node]
+        limit = np.where(self.node[:, None] == other.node, np.inf, self.end[common])
+        return np.asarray(np.minimum(np.minimum.outer(self.time, other.time), limit))
 
-    @property
-    def shared(self) -> np.ndarray:
-        """Shared path of two places: time until their lineages divide, places x places."""
-        common = self.tree.common_ancestor[self.node[:, None], self.node]
-        limit = np.where(self.node[:, None] == self.node, np.inf, self.end[common])
-        return np.asarray(np.minimum(np.minimum(self.time[:, None], self.time), limit))
+    def path(self, other: "Places") -> np.ndarray:
+        """Return the length of the path through the tree between two places, places x other places."""
+        return np.asarray(np.add.outer(self.time, other.time) - 2 * self.shared(other))
 
-    @property
-    def path(self) -> np.ndarray:
-        """Length of the path through the tree between two places, places x places."""
-        return np.asarray(self.time[:, None] + self.time - 2 * self.shared)
+    def is_ancestral(self, other: "Places") -> np.ndarray:
+        """Return whether a place is an ancestor of another, or equal, places x other places."""
+        return np.asarray(self.tree.is_below[other.node][:, self.node].T & np.less_equal.outer(self.time, other.time))
 
-    @property
-    def is_ancestral(self) -> np.ndarray:
-        """Whether a place (row) is an ancestor of another (column), or equal, places x places."""
-        return np.asarray(self.tree.is_below[self.node][:, self.node].T & (self.time[:, None] <= self.time))
-
-    def kernels(self, origin: float, span: float, *, timed: bool) -> list[np.ndarray]:
-        """Return candidate kernels, places x places.
+    def kernels(self, other: "Places", origin: float, span: float, *, timed: bool) -> list[np.ndarray]:
+        """Return candidate kernels, places x other places.
 
         Along the lineage: Brownian motion, and Ornstein-Uhlenbeck processes (which revert to the mean). Along time,
         shared by all lineages: squared exponentials. Also averages of both. ``origin`` is the start time of the
         lineage, and ``span`` the range of measured times; if not ``timed``, both are depths in the tree.
         """
-        path, difference = self.path, self.time[:, None] - self.time
-        brownian = np.maximum(self.shared - origin, 0) / span  # 0 before the origin
+        path, difference = self.path(other), np.subtract.outer(self.time, other.time)
+        brownian = np.maximum(self.shared(other) - origin, 0) / span  # 0 before the origin
         reverting = [np.exp(-path / (scale * span)) for scale in PATH_SCALES]
         smooth = [np.exp(-((difference / (scale * span)) ** 2) / 2) for scale in TIME_SCALES] if timed else []
         both = [(lineage + of_time) / 2 for lineage in (brownian, reverting[1]) for of_time in smooth]

@@ -159,8 +159,9 @@ class CellsToChange:
         n_known = int(responses.n_cells[responses.control].get(name, 0))
         known = f"too few control cells ({n_known})" if n_known else "no control cells"
         meant = "" if n_known else nearest_or(name, responses.types_with_profile, "")
-        related = responses.select_genes(self.genes).relate_types({name: self.profiles[name]})
-        nearest = responses.types_with_profile[int(related.distance[-1, :-1].argmin())]
+        profiles = responses.profile[responses.has_profile][:, self.genes]
+        distance = np.linalg.norm(profiles - self.profiles[name], axis=1)
+        nearest = responses.types_with_profile[int(distance.argmin())]
         return (
             f"The responses have {known} of {name!r}{meant and f' ({meant})'}; its response is predicted from the "
             f"profile of its {counted(n_cells, 'cell')} here, which is nearest to that of {nearest!r}."
@@ -285,8 +286,8 @@ def cells_to_change(
 ) -> CellsToChange:
     """Select the cells to change, and match them to the responses; see :func:`predict`."""
     condition = responses.name_of(str(condition), dose)
-    if condition != responses.control:
-        responses = responses.with_condition(condition, extrapolate=extrapolate)
+    if condition not in (responses.control, *responses.conditions):
+        responses.place_of(condition, extrapolate=extrapolate)  # rejects unknown names
     adata = rna_in(adata, counts=counts)
     labels, before = labels_of(responses, adata.obs), conditions_before(responses, adata.obs)
     for name in (names := as_names(cell_types)):

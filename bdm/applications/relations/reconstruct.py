@@ -80,16 +80,17 @@ def reconstruct(
     reject_extrapolation(lineage, places, extrapolate=extrapolate)
     relatives, point = relatives_of(lineage, adata, counts)
     column = lineage.columns_in(relatives)
-    joined, n_points = lineage.places.join(places), len(lineage.points)
-    expected = shares_from(lineage.log_shares(joined, variances=False)[0])
-    path = joined.path[n_points:, :n_points]
+    of_points, of_places = (
+        shares_from(lineage.log_shares(each, variances=False)[0]) for each in (lineage.places, places)
+    )
+    path = places.path(lineage.places)
     pieces, source, dispersions = [], np.empty(len(time), dtype=int), [lineage.dispersion] * 2
     for place in range(len(grid)):
         rows = np.flatnonzero(place_of_cell == place)
         nearest = np.argsort(path[place, point], kind="stable")[:N_RELATIVES]
         source[rows] = nearest[sample_evenly(len(nearest), len(rows), generator)]
     for (place, start), rows in pd.Series(np.arange(len(time))).groupby([place_of_cell, point[source]]):
-        share, new_share = expected[:, start], expected[:, n_points + place]
+        share, new_share = of_points[:, start], of_places[:, place]
         before = relatives.X[source[rows]]
         pieces.append((rows.to_numpy(), with_shares(before, column, share, new_share, dispersions, generator)))
     obs = pd.DataFrame(index=[f"{node} {i + 1}" for i in range(len(time))])

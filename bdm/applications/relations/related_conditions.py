@@ -1,18 +1,21 @@
 """Kernels between conditions, by features of perturbations, doses, and the parts of combinations.
 
-A condition is a perturbation, or a combination of several (its parts), at a dose. For conditions c and d,
+A condition is a perturbation, or a combination of several (its parts), each with a dose; doses are 1 if there are none.
+For conditions c and d,
 
-    K(c, d) = D(dose_c, dose_d) (n_c n_d)**-a sum over parts p of c, q of d of A(p, q),
+    K(c, d) = (n_c n_d)**-a sum over parts p of c, q of d of A(p, q) D(c_p, d_q),
 
-where n_c is the number of parts of c. A relates perturbations by a set or by numbers that a user names; the identity
-only relates conditions with the same perturbation. With a = 0 the effects of parts add up, with a = 1 a combination
-has their mean. D is the covariance of dose curves that are 0 at the control, or smooth in
+where n_c is the number of parts of c, and c_p the dose of p. A relates perturbations by a set or by numbers that a user
+names; the identity only relates conditions with the same perturbation. With a = 0 the effects of parts add up, with
+a = 1 a combination has their mean. D is the covariance of dose curves that are 0 at the control, or smooth in
 the log dose; without doses it is 1.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -20,7 +23,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from bdm._core.errors import InputError, abbreviated, error_prefix
+from bdm._core.errors import InputError, abbreviated, counted, error_prefix
 from bdm._core.files import reading
 from bdm._core.validation import SEPARATOR, nearest_or, shown
 
@@ -35,27 +38,50 @@ LENGTHS_OF_NUMBERS = (0.5, 1.0, 2.0)  # of smooth functions, in standard deviati
 N_EC50 = 3  # half-maximal doses of saturating curves, from the smallest dose to the largest
 
 
+Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]  # kernel between doses
+
+
 @dataclass(frozen=True)
 class ConditionKernel:
     """Candidate kernel between conditions."""
 
     feature: str  # name of the set of features; empty for the parts alone
     without: str  # perturbation that does not follow the set; UNMEASURED for all without cells, empty for none
-    matrix: np.ndarray  # conditions x conditions, with a mean diagonal of 1 over the conditions that it relates
+    values: np.ndarray | None  # F of A = F F', parts x columns; None for the identity
+    exponent: float  # a
+    curve: Curve  # D
+    scale: float = 1.0  # mean of the diagonal, over the conditions of the cells that the kernel relates
+    matrix: np.ndarray = field(default_factory=lambda: np.empty(0))  # between the conditions of the cells
+
+    def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the kernel between conditions by the doses of their parts, each conditions x parts."""
+        (row, part), (column, other) = left.nonzero(), right.nonzero()
+        same = np.equal.outer(part, other) if self.values is None else self.values[part] @ self.values[other].T
+        each = same * self.curve(left[row, part], right[column, other])
+        sums = np.add.reduceat(np.add.reduceat(each, starts_of(row), axis=0), starts_of(column), axis=1)
+        n = np.outer(np.count_nonzero(left, axis=1), np.count_nonzero(right, axis=1))
+        return np.asarray(sums / n**self.exponent / self.scale)
+
+    def scaled(self, dose: np.ndarray) -> Self:
+        """Scale the kernel to a mean diagonal of 1 over conditions of the cells, and keep its matrix between them."""
+        matrix = self(dose, dose)
+        diagonal = np.diag(matrix)
+        scale = float(diagonal[diagonal > 0].mean()) if diagonal.any() else 1.0
+        return replace(self, scale=scale, matrix=matrix / scale)
 
 
 @dataclass(frozen=True)
 class RelatedConditions:
     """Perturbations, doses and features of conditions."""
 
-    conditions: tuple[str, ...]  # the conditions of the cells without the control, then those that `add` appended
+    conditions: tuple[str, ...]  # the conditions of the cells without the control
     parts: tuple[str, ...]  # single perturbations of the cells or the table of features, sorted
-    has_part: np.ndarray  # conditions x parts
-    dose: np.ndarray  # of each condition; NaN without doses
+    dose: np.ndarray  # conditions x parts; 0 of perturbations that are no part, 1 of parts without doses
     features: pd.DataFrame  # parts x features; without columns if there is no table, NaN for parts that it lacks
     limits: pd.DataFrame  # lowest and highest measured value of each feature that is a number, also in the control
     separator: str | None  # joins the parts of a combination in its name
-    n_measured: int  # number of conditions of the cells
+    is_dosed: bool
+    expanded: tuple[str, ...] = ()  # sets of features that have further kernels, each without one member
 
     @classmethod
     def from_names(
@@ -69,50 +95,42 @@ class RelatedConditions:
     ) -> Self:
         """Relate the conditions ``names`` of the cells, without the control.
 
-        Perturbations that only ``features`` has become parts, so that :meth:`add` knows them. The control is no part:
+        Perturbations that only ``features`` has become parts, so that they can be predicted. The control is no part:
         "KLF1+ctrl" is KLF1 alone.
         """
-        parsed = [parse_name(name, separator, dosed=dosed) for name in names]
-        parsed = [(parts - {control} or parts, dose) for parts, dose in parsed]
-        known = {part for parts, _ in parsed for part in parts}
+        parsed = [doses_of(name, separator, dosed=dosed, control=control) for name in names]
+        known = {part for doses in parsed for part in doses}
         table = pd.DataFrame() if features is None else features.drop(index=[control], errors="ignore")
         if features is not None:
             check_perturbations(table.index, known, separator)
         index = pd.Index(sorted(known.union(table.index)), dtype=str)
-        has_part = np.array([index.isin([*parts]) for parts, _ in parsed])
-        dose = np.array([dose for _, dose in parsed])
-        table = table.reindex(index).astype(float)
+        dose = np.array([[doses.get(part, 0.0) for part in index] for doses in parsed])
+        table, has_part = table.reindex(index).astype(float), dose > 0
         numbers = [*numbers_of(table)]
         measured = pd.DataFrame(has_part @ table[numbers].fillna(0).to_numpy(), columns=numbers)
         measured = measured[(has_part @ table.notna().all(axis=1).to_numpy()) == has_part.sum(axis=1)]
         if features is not None and control in features.index:
             measured = pd.concat([measured, features.loc[[control], numbers]])
         limits = pd.DataFrame([measured.min(), measured.max()])
-        return cls(tuple(names), tuple(index), has_part, dose, table, limits, separator, len(names))
+        return cls(tuple(names), tuple(index), dose, table, limits, separator, dosed)
 
     @property
-    def is_dosed(self) -> bool:
-        """Whether conditions have doses."""
-        return bool(np.isfinite(self.dose).all())
+    def has_part(self) -> np.ndarray:
+        """Whether each condition has each part."""
+        return self.dose > 0
 
-    def add(self, condition: str) -> Self:
-        """Append a condition that was not measured; return itself if it is known."""
+    def place(self, condition: str) -> np.ndarray:
+        """Return the doses of the parts of a condition, measured or not, 1 x parts; reject unknown parts."""
         if condition in self.conditions:
-            return self
-        parts, dose = parse_name(condition, self.separator, dosed=self.is_dosed)
-        for part in sorted(parts.difference(self.parts)):
+            return self.dose[[self.conditions.index(condition)]]
+        doses = doses_of(condition, self.separator, dosed=self.is_dosed)
+        for part in sorted({*doses}.difference(self.parts)):
             remedy = nearest_or(part, self.parts, f"there are {abbreviated(self.parts, n_shown=10)}.")
             raise InputError(f"Neither cells nor features have the perturbation {part!r}; {remedy}")
-        has_part = [part in parts for part in self.parts]
-        same = (self.has_part == has_part).all(axis=1) & ((self.dose == dose) | np.isnan(dose))
-        if same.any():
+        place = np.array([[doses.get(part, 0.0) for part in self.parts]])
+        if (same := (self.dose == place).all(axis=1)).any():
             raise InputError(f"There is no condition {condition!r}; did you mean {self.conditions[same.argmax()]!r}?")
-        return replace(
-            self,
-            conditions=(*self.conditions, condition),
-            has_part=np.vstack([self.has_part, has_part]),
-            dose=np.append(self.dose, dose),
-        )
+        return place
 
     def extrapolation(self, condition: str) -> str | None:
         """Describe how a condition is beyond the measured ones by its dose or by a number among its features.
@@ -120,13 +138,16 @@ class RelatedConditions:
         Doses are compared with those of the same perturbations, or of all if these have no measured dose. All doses
         down to the control, which has a dose of 0, are between measured ones.
         """
-        row, measured = self.conditions.index(condition), np.arange(len(self.conditions)) < self.n_measured
-        same = measured & (self.has_part == self.has_part[row]).all(axis=1)
-        highest = float(self.dose[same if same.any() else measured].max())
-        if self.dose[row] > highest:
-            return f"the dose of {condition!r} is above the measured doses, up to {highest:g}"
+        dose = self.place(condition)[0]
+        same = (self.has_part == (dose > 0)).all(axis=1)
+        for part in np.flatnonzero(dose):
+            alike = same if same.any() else self.has_part[:, part]
+            highest = float(self.dose[alike, part].max() if alike.any() else self.dose.max())
+            if dose[part] > highest:
+                of_part = f"{self.parts[part]!r} in " if np.count_nonzero(dose) > 1 else ""
+                return f"the dose of {of_part}{condition!r} is above the measured doses, up to {highest:g}"
         for name, (low, high) in self.limits.items():
-            value = float(self.has_part[row] @ self.values[str(name)])
+            value = float((dose > 0) @ self.values[str(name)])
             if not low - 1e-9 <= value <= high + 1e-9:
                 return f"{name!r} of {condition!r} is {value:g}, but that of measured conditions is {low:g} to {high:g}"
         return None
@@ -136,34 +157,31 @@ class RelatedConditions:
         """Features, 0 for parts without them."""
         return self.features.fillna(0.0)
 
-    def kernels(self, expanded: Collection[str] = ()) -> list[ConditionKernel]:
-        """Return candidate kernels; their number and scale do not depend on added conditions.
+    @cached_property
+    def kernels(self) -> list[ConditionKernel]:
+        """Candidate kernels.
 
         Sets in ``expanded`` also have a candidate without each of their members: that this member does not respond as
         the others do. Candidates without the members that no cell has come last; cells cannot tell them from the set.
         """
-        membership, n = self.has_part.astype(float), self.n_measured
-        n_parts = membership.sum(axis=1, keepdims=True)
-        exponents = EXPONENTS if n_parts[:n].max() > 1 else EXPONENTS[:1]
-        candidates = [(*names, membership @ values) for *names, values in self.part_features(expanded)]
-        if (membership[:n].sum(axis=0) > 1).any():
-            candidates.insert(0, ("", "", membership))
+        exponents = EXPONENTS if self.has_part.sum(axis=1).max() > 1 else EXPONENTS[:1]
+        curves = dose_curves(self.dose[self.has_part]) if self.is_dosed else [curve(np.ones_like, np.multiply)]
+        candidates: list[tuple[str, str, np.ndarray | None]] = [*self.part_features]
+        if (self.has_part.sum(axis=0) > 1).any():
+            candidates.insert(0, ("", "", None))
         kernels: list[ConditionKernel] = []
-        for feature, without, values in candidates:
-            alike: list[np.ndarray] = []
-            for exponent, curve in product(exponents, self.dose_kernels()):
-                matrix = values @ values.T / (n_parts * n_parts.T) ** exponent * curve
-                diagonal = np.diag(matrix)[:n]
-                if not diagonal.any():
-                    continue
-                matrix /= diagonal[diagonal > 0].mean()
-                if not any(np.allclose(matrix[:n, :n], known) for known in alike):
-                    alike.append(matrix[:n, :n])
-                    kernels.append(ConditionKernel(feature, without, matrix))
+        for candidate in candidates:
+            alike: list[ConditionKernel] = []
+            for each in product(exponents, curves):
+                kernel = ConditionKernel(*candidate, *each).scaled(self.dose)
+                if kernel.matrix.any() and not any(np.allclose(kernel.matrix, known.matrix) for known in alike):
+                    alike.append(kernel)
+            kernels += alike
         return sorted(kernels, key=lambda kernel: kernel.without == UNMEASURED)
 
-    def part_features(self, expanded: Collection[str]) -> list[tuple[str, str, np.ndarray]]:
-        """Return each set, the member that it lacks, and its features F, parts x columns.
+    @property
+    def part_features(self) -> list[tuple[str, str, np.ndarray]]:
+        """Each set, the member that it lacks, and its features F, parts x columns.
 
         The kernel between parts is A = F F'.
 
@@ -174,7 +192,7 @@ class RelatedConditions:
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
         for name in self.features:
             joined.setdefault(name.partition(":")[0], []).append(name)
-        is_measured: np.ndarray = np.asarray(self.has_part[: self.n_measured].any(axis=0))
+        is_measured: np.ndarray = np.asarray(self.has_part.any(axis=0))
         table = self.values
         binary = [name for name in table if is_binary(table[name].to_numpy())]
         if len(binary) > 1:
@@ -189,7 +207,7 @@ class RelatedConditions:
                     candidates.append((name, "", column[:, None]))
                 if is_binary(column) and (column > is_measured).any():
                     candidates.append((name, UNMEASURED, (column * is_measured)[:, None]))
-                for row in np.flatnonzero(column * is_measured) if is_binary(column) and name in expanded else ():
+                for row in np.flatnonzero(column * is_measured) if is_binary(column) and name in self.expanded else ():
                     others = np.where(np.arange(len(column)) == row, 0, column)
                     candidates.append((name, self.parts[row], others[:, None]))
         unique = dict[tuple[bool, bytes], tuple[str, str, np.ndarray]]()
@@ -204,66 +222,101 @@ class RelatedConditions:
         known = self.features.notna().all(axis=1).to_numpy()
         if not len(self.limits.columns) or (known & is_measured).sum() < 2:
             return []
-        z = standardised(self.values[self.limits.columns].to_numpy(), known & is_measured)
+        table = self.values[self.limits.columns].to_numpy()
+        z = standardised(table, table[known & is_measured])
         distance = ((z[:, None] - z) ** 2).mean(axis=2)
         kernels = [np.exp(-distance / (2 * length**2)) for length in LENGTHS_OF_NUMBERS]
         linear = np.hstack([np.ones((len(z), 1)), z])
         return [values * known[:, None] for values in (linear, *map(square_root, kernels))]
 
-    def dose_kernels(self) -> list[np.ndarray]:
-        """Return candidate kernels between doses, conditions x conditions."""
-        if not self.is_dosed:
-            return [np.ones((1, 1))]
-        dose, known = self.dose, self.dose[: self.n_measured]
-        lowest, highest = known.min(), known.max()
-        z = np.log1p(dose / lowest) / np.log1p(highest / lowest)
-        distance, linear = np.subtract.outer(z, z), np.outer(z, z)
-        smooth = [linear * np.exp(-(distance**2) / (2 * length**2)) for length in LENGTHS]
-        log_dose = np.log(dose / lowest) / max(np.log(highest / lowest), 1e-12)
-        bell_shaped = np.exp(-(np.subtract.outer(log_dose, log_dose) ** 2) / (2 * LENGTHS[0] ** 2))
-        saturating = [dose / (dose + ec50) for ec50 in np.geomspace(lowest, highest, N_EC50)]
-        return [np.minimum.outer(z, z), *smooth, bell_shaped, linear, *(np.outer(curve, curve) for curve in saturating)]
-
-    def own_transcripts(self, genes: Sequence[str]) -> np.ndarray:
+    def own_transcripts(self, genes: pd.Index, places: np.ndarray) -> np.ndarray:
         """Count the parts that are named as the gene, genes x conditions."""
-        rows = pd.Index(self.parts).get_indexer(pd.Index(genes))
-        return np.where(rows[:, None] < 0, 0.0, self.has_part.T[rows])
+        rows = pd.Index(self.parts).get_indexer(genes)
+        return np.where(rows[:, None] < 0, 0.0, places.T[rows] > 0)
 
-    def simple_weights(self, measured: np.ndarray, *, nearest: bool) -> np.ndarray:
-        """Weigh the other ``measured`` conditions in the mean, or in the nearest prediction, conditions x measured."""
-        is_measured, numbers = np.isin(np.arange(len(self.conditions)), measured), np.arange(len(self.conditions))
-        if nearest:
-            return self.baseline_weights(is_measured)[:, measured]
-        others = (numbers[:, None] != measured).astype(float)
-        return np.asarray(others / np.maximum(others.sum(axis=1, keepdims=True), 1))
+    def simple_weights(self, method: str, place: np.ndarray | None = None) -> np.ndarray:
+        """Weigh the conditions of the cells in a simple prediction of a new one (1 x conditions), or of each other.
 
-    def baseline_weights(self, measured: np.ndarray) -> np.ndarray:
-        """Weigh other conditions in the simplest prediction of each, conditions x conditions.
-
-        Only ``measured`` conditions (a mask) have weights. A combination is the sum of its parts if each was measured
-        alone. Otherwise its prediction is the nearest dose of the same parts, else the condition with the most similar
-        features (cosine; with columns of numbers, the smallest distance), else unchanged cells, as a row of zeros.
-        Equally near conditions have equal weights.
+        By the method ``"the mean"``, all have the same weight. By ``"the nearest"``, a combination is the sum of its
+        parts if each was measured alone. Otherwise its prediction is the nearest dose of the same parts, else the
+        condition with the most similar features (cosine; with columns of numbers, the smallest distance), else
+        unchanged cells, as a row of zeros. Equally near conditions have equal weights.
         """
-        table = self.values.to_numpy()
-        scale = [1.0 if is_binary(column) else np.sqrt((column**2).mean()) for column in table.T]
-        features = unit_rows(self.has_part @ (table / scale))
-        cosine, log_dose = features @ features.T, np.nan_to_num(np.log(self.dose))
-        if len(self.limits.columns):
-            z = standardised(self.has_part @ table, measured)
-            cosine = 1 / (1 + ((z[:, None] - z) ** 2).sum(axis=2))
-        weights, is_single = np.zeros(cosine.shape), self.has_part.sum(axis=1) == 1
-        for row, has_part in enumerate(self.has_part):
-            others = measured & (np.arange(len(measured)) != row)
-            alone = [others & is_single & self.has_part[:, part] for part in np.flatnonzero(has_part)]
-            same = others & (self.has_part == has_part).all(axis=1)
-            similar = others & (cosine[row] > 0) & np.isclose(cosine[row], cosine[row, others].max(initial=0))
-            is_sum = len(alone) > 1 and all(candidates.any() for candidates in alone)
-            for candidates in alone if is_sum else [same if same.any() else similar]:
-                distance = np.where(candidates, np.abs(log_dose - log_dose[row]), np.inf)
+        places = self.dose if place is None else place
+        others = ~np.eye(len(self.dose), dtype=bool) if place is None else np.ones((1, len(self.dose)), dtype=bool)
+        if method == "the mean":
+            return np.asarray(others / np.maximum(others.sum(axis=1, keepdims=True), 1))
+        similarity, weights = self.similarity(places), np.zeros(others.shape)
+        with np.errstate(divide="ignore"):
+            log_dose = np.log(self.dose)
+        mean_dose = np.array([np.log(dose[dose > 0]).mean() for dose in self.dose])
+        is_single = self.has_part.sum(axis=1) == 1
+        for row, dose in enumerate(places):
+            parts, other = np.flatnonzero(dose), others[row]
+            difference = np.abs(log_dose[:, parts] - np.log(dose[parts]))
+            alone = [other & is_single & self.has_part[:, part] for part in parts]
+            same = other & (self.has_part == (dose > 0)).all(axis=1)
+            nearest = [(same, difference.sum(axis=1))]
+            if len(parts) > 1 and all(candidates.any() for candidates in alone):
+                nearest = [*zip(alone, difference.T, strict=True)]
+            elif not same.any():
+                alike = np.isclose(similarity[row], similarity[row, other].max(initial=0))
+                nearest = [(other & (similarity[row] > 0) & alike, np.abs(mean_dose - np.log(dose[parts]).mean()))]
+            for candidates, distance in nearest:
+                distance = np.where(candidates, distance, np.inf)
                 is_nearest = candidates & np.isclose(distance, distance.min())
                 weights[row] += is_nearest / max(is_nearest.sum(), 1)
         return weights
+
+    def similarity(self, places: np.ndarray) -> np.ndarray:
+        """Compare the features of places with the conditions of the cells, by cosine or distance of numbers."""
+        table = self.values.to_numpy()
+        if len(self.limits.columns):
+            z, known = ((each > 0) @ table for each in (places, self.dose))
+            z, known = (standardised(each, known) for each in (z, known))
+            return np.asarray(1 / (1 + ((z[:, None] - known) ** 2).sum(axis=2)))
+        scale = [1.0 if is_binary(column) else np.sqrt((column**2).mean()) for column in table.T]
+        features, known = (unit_rows((each > 0) @ (table / scale)) for each in (places, self.dose))
+        return np.asarray(features @ known.T)
+
+
+def curve(scale: Callable[[np.ndarray], np.ndarray], kernel: Curve) -> Curve:
+    """Return a kernel of doses on another scale."""
+    return lambda left, right: kernel(scale(left)[:, None], scale(right))
+
+
+def smooth(length: float) -> Curve:
+    """Return a squared exponential kernel."""
+    return lambda left, right: np.exp(-((left - right) ** 2) / (2 * length**2))
+
+
+def smooth_from_control(length: float) -> Curve:
+    """Return a smooth kernel that is 0 at the control."""
+    return lambda left, right: left * right * smooth(length)(left, right)
+
+
+def dose_curves(dose: np.ndarray) -> list[Curve]:
+    """Return candidate kernels between doses, by the range of measured doses."""
+    lowest, highest = dose.min(), dose.max()
+
+    def level(dose: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log1p(dose / lowest) / np.log1p(highest / lowest))
+
+    def log_dose(dose: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(dose / lowest) / max(np.log(highest / lowest), 1e-12))
+
+    def saturating(ec50: float) -> Curve:
+        return curve(lambda dose: dose / (dose + ec50), np.multiply)
+
+    of_level: list[Curve] = [np.minimum, *map(smooth_from_control, LENGTHS)]
+    bell_shaped, linear = curve(log_dose, smooth(LENGTHS[0])), curve(level, np.multiply)
+    of_control = [curve(level, each) for each in of_level]
+    return [*of_control, bell_shaped, linear, *map(saturating, np.geomspace(lowest, highest, N_EC50))]
+
+
+def starts_of(group: np.ndarray) -> np.ndarray:
+    """Return the first row of each group of equal consecutive numbers."""
+    return np.flatnonzero(np.diff(group, prepend=-1))
 
 
 def dose_name(dose: float) -> str:
@@ -279,20 +332,34 @@ def separator_in(name: str, known: Collection[str]) -> str | None:
     return next((text for text in between if text and not any(map(str.isalnum, text))), None)
 
 
-def parse_name(name: str, separator: str | None, *, dosed: bool) -> tuple[frozenset[str], float]:
-    """Return the parts of a condition and its dose, which is NaN without doses."""
-    combination, dose = name, np.nan
-    if dosed:
-        combination, comma, text = name.rpartition(SEPARATOR)
-        if not comma:
-            raise InputError(f"Condition {name!r} has no dose; name it by `dose=`.")
-        dose = float(pd.to_numeric(text, errors="coerce"))
-        if not 0 < dose < np.inf:
-            raise InputError(f"The dose of condition {name!r} must be a finite number above 0.")
-    parts = frozenset([combination] if separator is None else map(str.strip, combination.split(separator)))
+def doses_of(name: str, separator: str | None, *, dosed: bool, control: str | None = None) -> dict[str, float]:
+    """Return the dose of each part of a condition, which is 1 without doses; the control is no part."""
+    combination, comma, text = name.rpartition(SEPARATOR) if dosed else (name, "", "1")
+    if dosed and not comma:
+        raise InputError(f"Condition {name!r} has no dose; name it by `dose=`.")
+    parts = [combination] if separator is None else [*map(str.strip, combination.split(separator))]
     if "" in parts:
         raise InputError(f"The combination {combination!r} has an empty part; name it on both sides of {separator!r}.")
-    return parts, dose
+    doses = divided_doses(text, separator)
+    if len(doses) not in (1, len(parts)):
+        raise InputError(
+            f"Condition {name!r} has {counted(len(parts), 'part')}, but {counted(len(doses), 'dose')}; give one dose "
+            "for all parts, or one for each."
+        )
+    numbers = dict(zip(parts, np.broadcast_to(doses, len(parts)).tolist(), strict=True))
+    numbers = {part: dose for part, dose in numbers.items() if part != control} or numbers
+    if not all(0 < dose < np.inf for dose in numbers.values()):
+        raise InputError(f"The dose of condition {name!r} must be a finite number above 0.")
+    return numbers
+
+
+def divided_doses(text: str, separator: str | None) -> list[float]:
+    """Return the doses in a text such as ``0.3``, or ``0.3+1e+02`` with a separator; NaN for other text."""
+    dose = float(pd.to_numeric(text, errors="coerce"))
+    if separator is None or not np.isnan(dose):
+        return [dose]
+    between = rf"(?<![0-9.][eE]){re.escape(separator.strip() or separator)}"  # but in no exponent
+    return [float(pd.to_numeric(each.strip(), errors="coerce")) for each in re.split(between, text)]
 
 
 def check_perturbations(perturbations: pd.Index, known: Collection[str], separator: str | None) -> None:
@@ -322,10 +389,10 @@ def numbers_of(features: pd.DataFrame) -> Iterator[str]:
             yield str(name)
 
 
-def standardised(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Standardise columns by the mean and standard deviation of some rows; constant ones are only centred."""
-    spread = values[rows].std(axis=0)
-    return np.asarray((values - values[rows].mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0))
+def standardised(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Standardise columns by the mean and standard deviation of known rows; constant ones are only centred."""
+    spread = known.std(axis=0)
+    return np.asarray((values - known.mean(axis=0)) / np.where(spread > 1e-12, spread, 1.0))
 
 
 def square_root(kernel: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Kernels between cell types by distances of their profiles, and their tree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -24,13 +24,16 @@ class RelatedTypes:
         """Compute distances of profiles."""
         return cls(cell_types, profile, squareform(pdist(profile)))
 
-    @property
-    def kernels(self) -> list[np.ndarray]:
-        """Candidate kernels, types x types, with unit diagonal; none for one type."""
+    def kernels(self, distance: np.ndarray) -> list[np.ndarray]:
+        """Return candidate kernels of types by their ``distance``; none if only one type is known."""
         if len(self.cell_types) == 1:
             return []
-        relative = self.distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
+        relative = distance / max(float(np.median(self.distance[np.triu_indices(len(self.distance), 1)])), 1e-12)
         return [np.exp(-(relative**power) * scale) for power in (1, 2) for scale in SCALES]
+
+    def permute(self, order: np.ndarray) -> Self:
+        """Permute the distances of types."""
+        return replace(self, distance=self.distance[order][:, order])
 
     @cached_property
     def height(self) -> np.ndarray:

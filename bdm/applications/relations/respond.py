@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,13 +14,12 @@ from bdm._core.parallel import threads, using_threads
 from bdm._core.progress import progress
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField, ConditionFit
 from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.gaussian_process import (
     CONSTANTS,
     N_CALIBRATED,
     WEAK_CONSTANTS,
-    GaussianProcess,
     Intervals,
     Prior,
 )
@@ -36,7 +33,6 @@ from bdm.settings import ResponseSettings
 
 logger = logging.getLogger(__name__)
 
-SIMPLE = ("the nearest", "the mean")  # methods of predictions of conditions without a Gaussian process
 MIN_GAIN = 0.1  # of squared errors
 MIN_SHARE = 0.02  # of genes that follow a set; such sets are also tried without each of their members
 MANY_TYPES = 20  # more types need fewer genes each to calibrate intervals
@@ -113,59 +109,50 @@ def fit_types(
     """
     condition = measured.conditions[number]
     constants = CONSTANTS if measured.expected is None else (*WEAK_CONSTANTS, *CONSTANTS)
-    fitted = measured.gaussian_process(condition, related).fit(constants=constants)
-    permuted = None
-    order = permutation_of([kernel.numpy() for kernel in fitted.kernels], "permuted types", condition)
+    prior = measured.gaussian_process(condition, related).fit(constants=constants).prior
+    order = permutation_of(related.kernels(related.distance), "permuted types", condition)
     is_sampled = number in np.linspace(0, len(measured.conditions) - 1, N_PERMUTED).astype(int)
-    if order is not None and is_sampled:
-        kernels = tuple(kernel[order][:, order] for kernel in fitted.kernels)
-        permuted = replace(fitted, kernels=kernels).fit(constants=constants)
-    errors, unmeasured, remeasured = list[dict[str, Any]](), list[Intervals](), list[Intervals]()
+    permuted = None if order is None or not is_sampled else related.permute(order)
+    if permuted is not None:
+        permuted_prior = measured.gaussian_process(condition, permuted).fit(constants=constants).prior
+    tables, unmeasured, remeasured = list[pd.DataFrame](), list[Intervals](), list[Intervals]()
     for half, second in (halves, halves[::-1]):
-        process, truth = (
-            each.gaussian_process(condition, replace(related, profile=each.profile[each.has_profile]))
+        known = half.measured_types(number)
+        types = np.intersect1d(known, second.measured_types(number))
+        if not len(types):
+            continue
+        process, columns = half.gaussian_process(condition, related), np.searchsorted(known, types)
+        own, own_noise, real, noise = (
+            values[types].T
             for each in (half, second)
+            for values in (each.effect[number], each.sampling_variance(number))
         )
-        places = np.intersect1d(process.measured, truth.measured)
-        if not len(places):
-            continue
-        types, columns = [related.cell_types[place] for place in places], np.searchsorted(process.measured, places)
-        by_type = [measured.cell_types.index(name) for name in types]
-        own, real = half.effect[number, by_type].T, second.effect[number, by_type].T
-        own_noise, noise = (each.sampling_variance(number)[by_type].T for each in (half, second))
-        top, expected = most_changed(own, own_noise)[: n_compared(len(places))], half.expected_effect(number)[:, None]
-        n_calibrated = N_CALIBRATED * MANY_TYPES // max(len(places), MANY_TYPES)
+        top = most_changed(own, own_noise)[: n_compared(len(types))]
+        n_calibrated = N_CALIBRATED * MANY_TYPES // max(len(types), MANY_TYPES)
         genes = np.union1d(top, process.genes_to_calibrate(n_calibrated))
-        selected = replace(process.select_genes(genes), prior=fitted.prior)
-        direct, left_out = selected.smooth_and_leave_out()
-        mean, variance = (values[:, columns] for values in direct)
-        remeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
-        if len(process.measured) < 2:
+        own, real, noise, expected = own[genes], real[genes], noise[genes], half.expected_effect(number)[genes, None]
+        direct, left_out = replace(process.select_genes(genes), prior=prior).smooth_and_leave_out()
+        for intervals, (mean, variance) in zip((remeasured, unmeasured), (direct, left_out), strict=True):
+            intervals.append(Intervals(mean[:, columns] + expected, variance[:, columns], real, noise))
+        if len(known) < 2:
+            unmeasured.pop()
             continue
-        mean, variance = (values[:, columns] for values in left_out)
-        unmeasured.append(Intervals(mean + expected[genes], variance, real[genes], noise[genes]))
-        compared = np.unique(top)
-        shuffled = np.full((len(compared), len(types)), np.nan)
+        shuffled = np.full(own.shape, np.nan)
         if permuted is not None:
-            control = replace(process.select_genes(compared), kernels=permuted.kernels, prior=permuted.prior)
-            shuffled = control.leave_out()[0][:, columns]
-        distance = np.where(np.eye(len(places), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
-        for column, name in enumerate(types):
-            rows = top[:, column]
-            row = np.searchsorted(genes, rows)
-            others = np.delete(own[rows], column, axis=1)
-            predictions = {
-                "predicted": mean[row, column] + expected[rows, 0],
-                "permuted": shuffled[np.searchsorted(compared, rows), column] + expected[rows, 0],
-                "common": others.mean(axis=1) if others.size else np.zeros(len(rows)),
-                "nearest": own[rows, int(distance[column].argmin())],
-                "halves": own[rows, column],
-            }
-            relative = relative_errors(predictions, real[rows, column])
-            errors.append({"condition": condition, "cell_type": name, **relative})
-    return fitted.prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(
-        pd.DataFrame(errors), "type"
-    )
+            control = half.gaussian_process(condition, permuted).select_genes(genes)
+            shuffled = replace(control, prior=permuted_prior).leave_out()[0][:, columns] + expected
+        places = np.searchsorted(np.flatnonzero(measured.has_profile), types)
+        distance = np.where(np.eye(len(types), dtype=bool), np.inf, related.distance[np.ix_(places, places)])
+        predictions = {
+            "predicted": unmeasured[-1].mean,
+            "permuted": shuffled,
+            "common": mean_of_others(own),
+            "nearest": own[:, distance.argmin(axis=1)],
+            "halves": own,
+        }
+        table = relative_errors(predictions, real, np.searchsorted(genes, top))
+        tables.append(table.assign(condition=condition, cell_type=np.array(measured.cell_types)[types]))
+    return prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(tables, "type")
 
 
 def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[list[Responses], pd.DataFrame]:
@@ -174,27 +161,22 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     Sets of features that genes follow are fitted again with sets that lack one of their members. Conditions that are
     left out choose the scale of the Gaussian processes, or a simple prediction in their place.
     """
-    related = require_related(measured)
-    plain = measured.condition_field().fit()
+    related, plain = require_related(measured), measured.condition_field().fit()
     shares = plain.common_prior.kernel_shares(len(plain.kernels))
     followed = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE}
-    expanded = tuple(sorted(followed - {""}))
-    measured, *halves = (replace(each, fit=ConditionFit(expanded)) for each in (measured, *halves))
-    logs = replace(plain, kernels=tuple(measured.condition_kernels)).fit() if expanded else plain
+    if expanded := tuple(sorted(followed - {""})):
+        related = replace(related, expanded=expanded)
+        measured, *halves = (replace(each, related_conditions=related) for each in (measured, *halves))
+    logs = measured.condition_field().fit() if expanded else plain
     del plain
     fields = {"logs": logs}
     if len(related.limits.columns):  # mixtures are linear in counts, so their shares are; sets and doses are not
         fields["counts"] = logs.on_counts().fit()
-    simple = {name: related.simple_weights(logs.measured, nearest=name == "the nearest") for name in SIMPLE}
 
     def compare(fields: dict[str, ConditionField]) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
-        def of_half(number: int) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
-            return compare_conditions(halves[number], halves[1 - number], fields, simple)
-
-        both = run(of_half, range(2))
+        both = run(lambda first: compare_conditions(halves[first], halves[1 - first], fields), range(2))
         tables, intervals = zip(*both, strict=True)
-        joined = {name: [*chain(*(half[name] for half in intervals))] for name in intervals[0]}
-        return pd.concat(tables, ignore_index=True), joined
+        return pd.concat(tables, ignore_index=True), {name: [half[name] for half in intervals] for name in intervals[0]}
 
     with threads() as run:
         errors, intervals = compare(fields)
@@ -206,10 +188,10 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
             permuted = field.permute(order).fit()
             errors["permuted"] = compare({"permuted": permuted})[0]["permuted"]
         prior = field.common_prior.calibrated(unmeasured=intervals[method])
-        fit = ConditionFit(expanded, method, prior, field.deviation_prior)
+        fit = ConditionFit(method, prior, field.deviation_prior)
         fitted = [replace(each, fit=fit) for each in (measured, *halves)]
         left_out = [*run(lambda each: each.condition_field().leave_out(), fitted)]
-    table = mean_errors(errors, "condition")
+    table = mean_errors([errors], "condition")
     by_condition = np.sqrt((table.set_index("condition")["predicted"].astype(float) ** 2).groupby(level=0).mean())
     rows = [measured.conditions.index(str(name)) for name in by_condition.index]
     fit = fit.with_errors(fit.expected_errors(*left_out[0])[rows], by_condition.to_numpy())
@@ -234,48 +216,41 @@ def choose_method(errors: pd.DataFrame) -> str:
 
 
 def compare_conditions(
-    half: Responses, second: Responses, fields: dict[str, ConditionField], simple: dict[str, np.ndarray]
-) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
+    half: Responses, second: Responses, fields: dict[str, ConditionField]
+) -> tuple[pd.DataFrame, dict[str, Intervals]]:
     """Predict each condition from the others in one half of the data, and compare it with the second half.
 
-    ``fields`` predict by name; ``simple`` are weights of conditions, in place of the common response in ``logs``.
+    ``fields`` predict by name; simple predictions replace the common response of ``logs``.
     """
     logs = half.condition_field()
     both = ~(np.isnan(half.effect[:, :, 0]) | np.isnan(second.effect[:, :, 0]))
     types = np.argsort(-both.sum(axis=0), kind="stable")[:MAX_ERROR_TYPES]
     top = most_changed(logs.common.values.numpy(), logs.common.sampling_variance.numpy())
-    top = top[: n_compared(len(logs.measured))]
-    sample = logs.common.genes_to_calibrate()
+    top, sample = top[: n_compared(len(both))], logs.common.genes_to_calibrate()
     genes = np.union1d(top, sample)
-    logs = logs.select_genes(genes)
-    common, nearest = logs.common.values.numpy(), replace(logs, weights=simple["the nearest"]).simple(logs.measured)
-    predicted = dict[str, tuple[np.ndarray, np.ndarray]]()
+    logs, sampled = logs.select_genes(genes), np.searchsorted(genes, sample)
+    number, column = np.nonzero(both[:, types])  # pairs of condition and type
+    row = types[column]
+    real = second.effect[number, row][:, genes].T
+    noise = np.array([second.sampling_variance(n)[i, genes] for n, i in zip(number.tolist(), row, strict=True)]).T
+    predictions, intervals = dict[str, np.ndarray](), dict[str, Intervals]()
     for name, field in fields.items():
         of_half = (logs if field.unit is None else logs.on_counts()).like(field)
-        left_out = of_half.sum_up(GaussianProcess.leave_out, types)
-        for method, weights in ({name: None} | (simple if name == "logs" else {})).items():
-            common_part, deviation, variance = replace(logs, weights=weights).simplify(*left_out, logs.measured)
-            predicted[method] = common_part + deviation, variance
-    rows, intervals = list[dict[str, Any]](), {name: list[Intervals]() for name in predicted}
-    for number, condition in enumerate(half.conditions):
-        chosen, others = np.searchsorted(genes, top[:, number]), np.delete(np.arange(len(logs.measured)), number)
-        for column, row in enumerate(types):
-            if not both[number, row]:
-                continue
-            real, noise = second.effect[number, row, genes], second.sampling_variance(number)[row, genes]
-            for name, moments in predicted.items():
-                mean, variance = (values[:, number, column] for values in moments)
-                each = Intervals(mean, variance, real, noise, number).select(np.searchsorted(genes, sample))
-                intervals[name].append(each)
-            predictions = {
-                **{name: mean[chosen, number, column] for name, (mean, _) in predicted.items()},
-                "common": common[chosen][:, others].mean(axis=1),
-                "nearest": nearest[chosen, number],
-                "halves": half.effect[number, row, genes[chosen]],
-            }
-            errors = relative_errors(predictions, real[chosen])
-            rows.append({"condition": condition, "cell_type": half.cell_types[row], **errors})
-    return pd.DataFrame(rows), intervals
+        left_out = of_half.parts_left_out(types)
+        for method in (name, *(SIMPLE if name == "logs" else ())):
+            simple = replace(of_half, simple=method if method in SIMPLE else None)
+            common, own, variance = (part[:, number, column] for part in simple.simplify(*left_out))
+            predictions[method] = common + own
+            mean, variance = predictions[method][sampled], variance[sampled]
+            intervals[method] = Intervals(mean, variance, real[sampled], noise[sampled], number)
+    predictions |= {
+        "common": mean_of_others(logs.common.values.numpy())[:, number],
+        "nearest": logs.simple_means("the nearest")[:, number],
+        "halves": half.effect[number, row][:, genes].T,
+    }
+    errors = relative_errors(predictions, real, np.searchsorted(genes, top)[:, number])
+    names = (np.array(each)[rows] for each, rows in ((half.conditions, number), (half.cell_types, row)))
+    return errors.assign(**dict(zip(("condition", "cell_type"), names, strict=True))), intervals
 
 
 def permutation_of(kernels: Sequence[np.ndarray], *names: str) -> np.ndarray | None:
@@ -293,17 +268,30 @@ def n_compared(n_places: int) -> int:
     return min(N_COMPARED, max(MIN_COMPARED, MAX_COMPARED // max(n_places, 1)))
 
 
-def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray) -> dict[str, float]:
-    """Return the root mean squared log2 fold change, and errors relative to it."""
-    unchanged = float(np.sqrt(np.maximum(np.mean(real**2), 1e-12)))
-    errors = {name: float(np.sqrt(np.mean((values - real) ** 2))) / unchanged for name, values in predictions.items()}
-    return {"size": unchanged / np.log(2), **errors}
+def mean_of_others(values: np.ndarray) -> np.ndarray:
+    """Average the other columns, for each column; 0 if there is none."""
+    return np.asarray((values.sum(axis=1, keepdims=True) - values) / max(values.shape[1] - 1, 1))
 
 
-def mean_errors(rows: pd.DataFrame | list[dict[str, Any]], left_out: str) -> pd.DataFrame:
+def relative_errors(predictions: dict[str, np.ndarray], real: np.ndarray, top: np.ndarray) -> pd.DataFrame:
+    """Return the root mean squared log2 fold change at each place, and errors relative to it.
+
+    Predictions, by method, and ``real`` values are genes x places. ``top`` are the rows of the genes to compare, which
+    may differ between places.
+    """
+
+    def root_mean_square(values: np.ndarray) -> np.ndarray:
+        return np.asarray(np.sqrt(np.mean(np.take_along_axis(values, top, axis=0) ** 2, axis=0)))
+
+    unchanged = np.maximum(root_mean_square(real), 1e-6)
+    errors = {name: root_mean_square(values - real) / unchanged for name, values in predictions.items()}
+    return pd.DataFrame({"size": unchanged / np.log(2), **errors})
+
+
+def mean_errors(tables: Sequence[pd.DataFrame], left_out: str) -> pd.DataFrame:
     """Average errors over both halves of the data, by condition and cell type."""
-    if not len(rows):
+    if not sum(map(len, tables)):
         return NO_ERRORS
-    means = pd.DataFrame(rows).groupby(["condition", "cell_type"], sort=False).mean().reset_index()
+    means = pd.concat(tables).groupby(["condition", "cell_type"], sort=False).mean().reset_index()
     means.insert(0, "left_out", left_out)
     return means[NO_ERRORS.columns]

@@ -10,20 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 from scipy.special import ndtr
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
-from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField, ConditionFit
 from bdm.applications.relations.field import Field
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
-from bdm.applications.relations.related_conditions import (
-    ConditionKernel,
-    RelatedConditions,
-    dose_name,
-    separator_in,
-    square_root,
-)
+from bdm.applications.relations.related_conditions import RelatedConditions, dose_name, separator_in, square_root
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
 from bdm.settings import ResponseSettings
@@ -141,8 +136,8 @@ class Responses(Field):
         parts = name.split(SEPARATOR) if len(self.settings.condition_key) > 1 else [name]
         return dict(zip(self.settings.condition_key, parts, strict=True)) | values
 
-    def with_condition(self, name: str, *, extrapolate: bool = False) -> Responses:
-        """Add a condition without measurements, such as a new dose.
+    def place_of(self, name: str, *, extrapolate: bool = False) -> np.ndarray:
+        """Return the place of a condition without measurements, such as a new dose, among related conditions.
 
         Raises
         ------
@@ -150,8 +145,6 @@ class Responses(Field):
             If the condition is not related to measured ones, or its dose or a number among its features is beyond the
             measured ones (without ``extrapolate``).
         """
-        if name in self.conditions:
-            return self
         related = self.related_conditions
         if related is None or related.separator is None:
             perturbation = name.rpartition(SEPARATOR)[0] if self.settings.dose_key is not None else name
@@ -163,15 +156,14 @@ class Responses(Field):
                 )
         if related is None:
             raise InputError(unknown_condition(name, self.conditions))
-        related = related.add(name)
-        reason = related.extrapolation(name)
+        place, reason = related.place(name), related.extrapolation(name)
         if reason is not None and not extrapolate:
             raise InputError(
                 f"{reason[0].upper()}{reason[1:]}; predict a condition between measured ones, or use "
                 "`extrapolate=True` to predict it all the same, with a larger error than between them, where "
                 f"{self.sentence()}."
             )
-        return replace(self, related_conditions=related)
+        return place
 
     @cached_property
     def measured(self) -> pd.DataFrame:
@@ -194,10 +186,9 @@ class Responses(Field):
         """Cell types that have a profile."""
         return tuple(np.array(self.cell_types)[self.has_profile].tolist())
 
-    def relate_types(self, added: Mapping[str, np.ndarray] = {}) -> RelatedTypes:
-        """Relate the types with a profile, and types with added profiles by name."""
-        profiles = np.vstack([self.profile[self.has_profile], *added.values()])
-        return RelatedTypes.from_profiles(profiles, (*self.types_with_profile, *added))
+    def relate_types(self) -> RelatedTypes:
+        """Relate the types with a profile."""
+        return RelatedTypes.from_profiles(self.profile[self.has_profile], self.types_with_profile)
 
     # ---- predictions
 
@@ -222,32 +213,49 @@ class Responses(Field):
         donors = self.donor_error[number] ** 2 if self.donor_error.size else 0
         return np.asarray(self.variance[number] + self.baseline_error**2 + donors)
 
+    def measured_types(self, number: int) -> np.ndarray:
+        """Return the rows of the types that were measured in a condition."""
+        return np.flatnonzero(self.measured.iloc[:, number])
+
     def gaussian_process(self, condition: str, related: RelatedTypes) -> GaussianProcess:
-        """Return the Gaussian process of a condition, with the related types as places.
+        """Return the Gaussian process of a condition; its places are the measured types.
 
         Its values are relative to the response that is expected from other conditions, if these are related.
         """
         number = self.condition_index(condition)
-        measured = [place for place, name in enumerate(related.cell_types) if self.is_measured(condition, name)]
-        rows = [self.cell_types.index(related.cell_types[place]) for place in measured]
-        errors, profile = [self.baseline_error[rows].T[:, :, None]], related.profile
+        rows = self.measured_types(number)
+        places = np.searchsorted(np.flatnonzero(self.has_profile), rows)
+        errors = [self.baseline_error[rows].T[:, :, None]]
         if self.donor_error.size:
             factor = square_root(self.donor_correlation[number][np.ix_(rows, rows)])
             errors.append(self.donor_error[number, rows].T[:, :, None] * factor)
         return GaussianProcess.from_arrays(
             self.effect[number, rows].T - self.expected_effect(number)[:, None],
             self.variance[number, rows].T,
-            related.kernels,
-            measured=measured,
-            covariate=(profile - profile[measured].mean(axis=0)).T,
+            related.kernels(related.distance[np.ix_(places, places)]),
+            covariate=(self.profile[rows] - self.profile[rows].mean(axis=0)).T,
             shared_errors=np.concatenate(errors, axis=2),
             prior=self.priors[number] if self.priors else Prior(),
         )
 
-    @cached_property
-    def condition_kernels(self) -> list[ConditionKernel]:
-        """Candidate kernels between conditions."""
-        return [] if self.related_conditions is None else self.related_conditions.kernels(self.fit.expanded)
+    def predict_types(
+        self,
+        condition: str,
+        profile: np.ndarray,
+        rows: np.ndarray,
+        genes: slice | np.ndarray = slice(None),
+        weights: np.ndarray | None = None,
+    ) -> Prediction:
+        """Predict how types, or weighted sums of types, deviate from the response expected from other conditions.
+
+        ``profile`` of the types is types x genes; ``rows`` are their rows, -1 for types that the responses lack.
+        """
+        related, known = self.relate_types(), self.measured_types(self.condition_index(condition))
+        cross, within = (related.kernels(cdist(profile, each)) for each in (self.profile[known], profile))
+        covariate = (profile - self.profile[known].mean(axis=0)).T[genes]
+        measured = np.where(np.isin(rows, known), np.searchsorted(known, rows), -1)
+        process = self.gaussian_process(condition, related).select_genes(genes)
+        return process.predict(cross, within, covariate=covariate, measured=measured, weights=weights)
 
     def condition_field(self) -> ConditionField:
         """Return the Gaussian processes over related conditions."""
@@ -255,20 +263,18 @@ class Responses(Field):
         square = self.control_error**2 + self.baseline_error**2
         if self.donor_error.size:
             square = square + (self.donor_error**2).mean(axis=0) / 2  # donors of the control are in all conditions
-        measured = np.array([related.conditions.index(name) for name in self.conditions])
         field = ConditionField(
             effect=self.effect,
             variance=self.total_variance,
             control_error=np.sqrt(square),
-            covariate=related.own_transcripts(self.genes.index.tolist()),
-            measured=measured,
-            kernels=tuple(self.condition_kernels),
+            genes=self.genes.index,
+            related=related,
+            kernels=tuple(related.kernels),
             common_prior=self.fit.common,
             deviation_prior=self.fit.deviation,
+            simple=self.fit.method if self.fit.method in SIMPLE else None,
         )
-        if self.fit.method in ("logs", "counts"):
-            return field.on_counts() if self.fit.method == "counts" else field
-        return replace(field, weights=related.simple_weights(measured, nearest=self.fit.method == "the nearest"))
+        return field.on_counts() if self.fit.method == "counts" else field
 
     def predictions(
         self,
@@ -294,26 +300,26 @@ class Responses(Field):
         -------
         Means, terms and variances; intervals are calibrated.
         """
-        related = self.relate_types(added)
-        if missing := [name for name in cell_types if name not in related.cell_types]:
-            raise InputError(unknown_type(missing[0], related.cell_types, of="The responses have"))
+        profiles = dict(zip(self.types_with_profile, self.profile[self.has_profile], strict=True)) | {**added}
+        if missing := [name for name in cell_types if name not in profiles]:
+            raise InputError(unknown_type(missing[0], tuple(profiles), of="The responses have"))
         if condition not in self.conditions:
             return self.predict_condition(condition, cell_types, genes)
         number = self.condition_index(condition)
-        process = self.gaussian_process(condition, related).select_genes(genes)
-        predicted = process.predict([related.cell_types.index(name) for name in cell_types])
+        rows = np.array([-1 if name in added else self.cell_types.index(name) for name in cell_types], dtype=int)
+        profile = np.stack([profiles[name] for name in cell_types])
+        predicted = self.predict_types(condition, profile, rows, genes)
         expected = self.expected_effect(number)[genes][:, None]
         mean, terms = predicted.mean + expected, predicted.terms | {"common": predicted.terms["common"] + expected}
-        measured = [self.is_measured(condition, name) for name in cell_types]
-        factors = np.where(measured, *(process.prior.sd_factors(mean, measured=known) for known in (True, False)))
+        is_measured, prior = np.isin(rows, self.measured_types(number)), self.priors[number]
+        factors = np.where(is_measured, *(prior.sd_factors(mean, measured=known) for known in (True, False)))
         return Prediction(mean, predicted.variance * factors**2, terms)
 
     def predict_condition(self, condition: str, cell_types: Sequence[str], genes: slice | np.ndarray) -> Prediction:
         """Predict the response to a condition without measurements from related conditions."""
-        added = self.with_condition(condition, extrapolate=True)
+        place = self.place_of(condition, extrapolate=True)
         rows = [self.cell_types.index(name) if name in self.cell_types else None for name in cell_types]
-        field = added.condition_field().select_genes(genes)
-        common, own, variance = field.predict(require_related(added).conditions.index(condition), rows)
+        common, own, variance = self.condition_field().select_genes(genes).predict(place, rows)
         mean, none = common + own, np.zeros_like(own)
         factors = self.fit.common.sd_factors(mean)
         return Prediction(mean, variance * factors**2, {"common": common, "level": none, "related": none, "own": own})
@@ -398,8 +404,8 @@ class Responses(Field):
         above = np.stack(
             [np.zeros(len(names)) if each is None else below[related.nodes.index(each)] for each in parents]
         )
-        process = self.gaussian_process(condition, related).select_genes(genes)
-        predicted = process.contrasts(np.vstack([below, below - above]))
+        rows, weights = np.flatnonzero(self.has_profile), np.vstack([below, below - above])
+        predicted = self.predict_types(condition, self.profile[rows], rows, genes, weights)
         means, changes = np.split(predicted.mean, 2, axis=1)
         means, changes = means + expected, changes + expected * np.array([each is None for each in parents])
         sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, measured=True)
@@ -425,9 +431,9 @@ class Responses(Field):
         For a measured condition, types are left out; for any other condition (by default), measured conditions. Squared
         errors are added up, and divided by the sum of squared log fold changes.
         """
-        if condition is not None:
-            self.with_condition(condition, extrapolate=True)  # rejects unknown names
         is_measured = condition in self.conditions
+        if condition is not None and not is_measured:
+            self.place_of(condition, extrapolate=True)  # rejects unknown names
         errors = self.errors[self.errors["left_out"] == ("type" if is_measured else "condition")]
         if is_measured:
             errors = errors[errors["condition"] == condition]
@@ -444,9 +450,8 @@ class Responses(Field):
         error = float(self.expected_error(condition)["predicted"])
         if not self.fit.slope:
             return error
-        added = self.with_condition(condition, extrapolate=True)
-        field, place = added.condition_field(), require_related(added).conditions.index(condition)
-        common, _, variance = field.predict(place)
+        place = self.place_of(condition, extrapolate=True)
+        common, _, variance = self.condition_field().predict(place)
         log_expected = float(np.log(np.maximum(self.fit.expected_errors(common, variance), 1e-3))[0])
         own = error * np.exp(self.fit.slope * (log_expected - self.fit.mean_log))
         return float(np.clip(own, self.fit.lowest, self.fit.highest))
