@@ -354,7 +354,10 @@ class ResponseSettings(StageSettings):
         str | None, MinLen(1), "Reference condition.", Unset("the condition called `control` or the like")
     ] = None
     dose_key: Annotated[
-        str | None, MinLen(1), "Column of `obs` with the dose: a number, 0 in the control.", Unset("no doses")
+        str | None,
+        MinLen(1),
+        "Column of `obs` with the dose: a number, 0 in the control; or one for each part of a combination, as `0.1+3`.",
+        Unset("no doses"),
     ] = None
     combination_separator: Annotated[
         str | None,

@@ -226,6 +226,9 @@ def test_a_dose_needs_a_column_of_doses(folder):
     assert "'stim' has no dose; name it by dose." in message(with_value("prediction/dose", None, config=config))
     control = with_value("prediction/condition", "ctrl", config=with_value("prediction/dose", None, config=config))
     assert planned_rules(control)  # which has none
+    config = with_value("respond/combination_separator", "+", config=with_value("prediction/dose", None, config=config))
+    assert planned_rules(with_value("prediction/condition", "stim+ctrl, 0.3+1", config=config))
+    assert "has no dose" in message(with_value("prediction/condition", "stim+ctrl, 0.3+high", config=config))
 
 
 @pytest.mark.parametrize(("key", "value"), [("prepare/leave_out", ["B"]), ("prepare/min_cells_per_type", 13)])

@@ -11,9 +11,11 @@ from same_tables import assert_same_table
 from bdm._core.errors import InputError
 from bdm._core.store import load, save
 from bdm.applications.relations.condition_field import ConditionField, ConditionFit
+from bdm.applications.relations.condition_names import dose_name, with_doses
 from bdm.applications.relations.gaussian_process import Intervals
-from bdm.applications.relations.related_conditions import RelatedConditions, dose_name, read_features
+from bdm.applications.relations.related_conditions import RelatedConditions, read_features
 from bdm.applications.relations.respond import choose_method
+from bdm.settings import ResponseSettings
 
 FEATURES = pd.DataFrame({"interferon": [1, 1, 0, 0], "size": [0.5, 2, 4, 1]}, index=["JAK2", "STAT1", "SMAD4", "IRF1"])
 DOSES = ["a, 0.1", "a, 1", "a, 10", "b, 1"]
@@ -69,8 +71,8 @@ def test_parts_have_doses_of_their_own():
     with pytest.raises(InputError, match=r"^Condition 'A\+B, 1\+2\+3' has 2 parts, but 3 doses; give one dose for all"):
         related.place("A+B, 1+2+3")
     assert related.extrapolation("A+B, 0.5+3") is None
-    expected = "the dose of 'A' in 'A+B, 2+1' is above the measured doses, up to 0.5"
-    assert relate(["A+B, 0.5", "A+B, 0.1+2"], None, "+", True).extrapolation("A+B, 2+1") == expected
+    expected = "the dose of 'A' in 'A+B, 4+1' is above the measured doses, up to 3"  # alone or in a combination
+    assert related.extrapolation("A+B, 4+1") == expected
 
 
 def test_kernels_of_conditions_of_the_cells_are_kept():
@@ -125,6 +127,26 @@ def test_numbers_beyond_the_measured_ones_and_the_control_are_noticed():
 def test_doses_have_names_of_their_own():
     doses = [1e6, 1000001, 1000002, 0.1 + 0.2, np.float32(0.1), 1e-7]
     assert [dose_name(dose) for dose in doses] == ["1e+06", "1000001", "1000002", "0.3", "0.1", "1e-07"]
+
+
+def test_columns_of_doses_may_have_a_dose_for_each_part():
+    settings = ResponseSettings(dose_key="dose", combination_separator=" + ")
+    names = pd.Series(["ctrl", "A", "A + B", "A + B", "A + ctrl"])
+
+    def named(*doses):
+        return with_doses(names, pd.DataFrame({"dose": doses}), settings, "ctrl").tolist()
+
+    several = ["A, 0.1", "A + B, 1", "A + B, 100+3", "A + ctrl, 2+0"]
+    assert named("0", "0.10", "1+1.0", "1e+02 + 3", "2+0")[1:] == several
+    assert named(None, "1", "2", "3", "4")[0] == "ctrl"
+    assert named(0, 1.0, 2.0, 0.5, 4.0)[1:] == ["A, 1", "A + B, 2", "A + B, 0.5", "A + ctrl, 4"]
+    for doses, message in {
+        ("0", "1", "1+high", "1", "1"): r"^obs\['dose'\] holds values such as '1\+high', but doses are numbers",
+        ("0", "1", "1+-1", "1", "1"): r"^obs\['dose'\] is 1\+-1 for cells of 'A \+ B', but must be 0 in the control",
+        ("0+1", "1", "1", "1", "1"): r"^obs\['dose'\] is 0\+1 for cells of 'ctrl', but must be 0 in the control",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            named(*doses)
 
 
 # ---- kernels

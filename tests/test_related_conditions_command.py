@@ -1,6 +1,7 @@
 """Conditions that no cell has, by features, doses and combinations: commands, workflow, figure, invalid input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -33,13 +34,16 @@ def curve(dose: float) -> float:
     return dose / (dose + 0.5)
 
 
-def effect_of(condition: tuple[str, float]) -> np.ndarray:
-    parts, dose = condition
-    return sum(change(part) for part in parts.split("+")) * curve(dose)
+def effect_of(condition: tuple[str, float | str]) -> np.ndarray:
+    parts, doses = condition[0].split("+"), [*map(float, str(condition[1]).split("+"))]
+    return sum(change(part) * curve(dose) for part, dose in zip(parts, doses * (len(parts) // len(doses)), strict=True))
 
 
-def cells_of(conditions: list[tuple[str, float]], *, n_cells: int = 50) -> ad.AnnData:
-    """Simulate two types of cells in the control, and in perturbations or combinations at doses."""
+def cells_of(conditions: list[tuple[str, float | str]], *, n_cells: int = 50) -> ad.AnnData:
+    """Simulate two types of cells in the control, and in perturbations or combinations at doses.
+
+    A combination has one dose for all parts, or a text with a dose for each.
+    """
     rng, pieces, obs = np.random.default_rng(0), [], []
     for cell_type, profile in TYPES.items():
         for condition in [("ctrl", 0.0), *conditions]:
@@ -141,6 +145,42 @@ def test_a_series_of_doses_is_compared_with_doses_in_another_order():
     assert (first.X != low.X).nnz == 0
     with pytest.raises(InputError, match=r"^There is no condition to predict"):
         package.tl.predict(fitted, cells_of([]), [])
+
+
+def test_a_combination_with_a_dose_for_each_part_is_predicted_better_than_without_doses(folder, bdm):
+    """One part is at a high dose, and the other one at a low dose; other combinations have them the other way round."""
+    alone = [(name, str(dose)) for name in ("KLF1", "GATA1") for dose in DOSES]
+    both = [("KLF1+GATA1", doses) for doses in ("0.1+3", "0.3+1", "1+1", "0.3+3")]
+    cells = cells_of([*alone, *both])
+    cells.obs["dose"] = cells.obs["dose"].astype(str)
+    cells.write_h5ad("cells.h5ad")
+    arguments = ("respond", "cells.h5ad", "responses", *KEYS, "--combination-separator", "+", "--dose-key", "dose")
+    assert bdm(*arguments) == (0, "")
+    fitted, name = Responses.load("responses"), "KLF1+GATA1, 3+0.1"
+    real = effect_of(("KLF1+GATA1", "3+0.1"))
+    real = pd.Series(real - real.mean(), GENES)
+
+    def error(responses: Responses, condition: str) -> float:
+        effects = responses.effects(condition).pivot(index="gene", columns="cell_type", values="log2_fold_change")
+        changes = effects.loc[GENES] * np.log(2)
+        return float(np.sqrt(np.mean((changes - changes.mean()).sub(real, axis=0).to_numpy() ** 2)))
+
+    settings = replace(fitted.settings, dose_key=None)
+    without_doses = package.tl.respond(ad.read_h5ad("cells.h5ad"), settings)
+    one_dose = {condition: error(fitted, f"KLF1+GATA1, {condition}") for condition in ("3", "0.1")}
+    assert error(fitted, name) < 0.5 * error(without_doses, "KLF1+GATA1")
+    assert error(fitted, name) < 0.6 * min(one_dose.values())
+    command = ("predict", "responses", "cells.h5ad", "predicted.h5ad")
+    assert bdm(*command, "--condition", name, "--condition", "KLF1, 0.5") == (0, "")
+    predicted = ad.read_h5ad("predicted.h5ad")
+    assert set(predicted.obs["dose"]) == {"3+0.1", "0.5"}
+    measured = package.tl.predict(fitted, cells_of([]), "KLF1+GATA1, 0.1+3")
+    back = package.tl.predict(fitted, measured, "ctrl")
+    assert set(back.obs["original_condition"]) == {"KLF1+GATA1, 0.1+3"}
+    assert set(back.obs["dose"]) == {0}
+    code, message = bdm(*command, "--condition", "KLF1+GATA1, 9+0.1", "--force")
+    assert code == 2
+    assert "The dose of 'KLF1' in 'KLF1+GATA1, 9+0.1' is above the measured doses, up to 3; predict" in message
 
 
 def test_a_condition_like_the_others_has_a_smaller_error_than_one_without_relatives():

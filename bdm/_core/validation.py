@@ -128,6 +128,23 @@ def parse_range(text: str) -> tuple[()] | tuple[float] | tuple[float, float]:
     return (first, last[0]) if last else (first,)
 
 
+def parse_doses(text: str, separator: str | None = None) -> list[float]:
+    """Parse a dose, or the doses of the parts of a combination, such as ``0.1+1e+02``; NaN where it is no number."""
+    dose = as_float(text)
+    if separator is None or not math.isnan(dose):
+        return [dose]
+    between = rf"(?<![0-9.][eE]){re.escape(separator.strip() or separator)}"  # but not in exponents
+    return [*map(as_float, re.split(between, text))]
+
+
+def as_float(text: str) -> float:
+    """Convert text to a number; NaN for other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def usual_controls(conditions: Iterable[str]) -> list[str]:
     """List conditions with a usual name of controls, such as ``dmso``."""
     return [name for name in conditions if all(part.lower() in CONTROL_NAMES for part in name.split(SEPARATOR))]

@@ -17,8 +17,9 @@ from tidy import tidy, write_rows
 from bdm import tl
 from bdm._core.files import atomic_write
 from bdm._core.seeds import derive, numpy_generator
+from bdm.applications.relations.condition_names import control_of
 from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, bins_of
-from bdm.applications.relations.measure_responses import control_of, measure
+from bdm.applications.relations.measure_responses import measure
 from bdm.applications.relations.pseudobulk import PSEUDO, share_of, with_shares
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.applications.relations.responses import Responses

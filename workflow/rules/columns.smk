@@ -64,7 +64,7 @@ def condition_rejection(prediction, known, respond):
     condition, separator = prediction["condition"], respond["combination_separator"]
     if respond["dose_key"] is not None and prediction["dose"] is None:
         perturbation, _, dose = condition.rpartition(SEPARATOR)
-        if not perturbation or not parse_range(dose):
+        if not perturbation or any(map(math.isnan, parse_doses(dose, separator))):
             return f"Condition {condition!r} has no dose; name it by `dose=`."
         condition = perturbation
     parts = [condition] if separator is None or condition in known else condition.split(separator)

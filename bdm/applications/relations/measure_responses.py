@@ -9,7 +9,7 @@ from anndata import AnnData
 from bdm._core.errors import InputError
 from bdm._core.files import provenance
 from bdm._core.seeds import numpy_generator
-from bdm._core.validation import SEPARATOR, column_rejection, control_rejection, usual_controls
+from bdm.applications.relations.condition_names import conditions_of, control_of, with_doses
 from bdm.applications.relations.pseudobulk import (
     PSEUDO,
     Counts,
@@ -20,9 +20,9 @@ from bdm.applications.relations.pseudobulk import (
     variance_between_donors,
     variance_of_single_donors,
 )
-from bdm.applications.relations.related_conditions import RelatedConditions, dose_name
+from bdm.applications.relations.related_conditions import RelatedConditions
 from bdm.applications.relations.responses import Responses
-from bdm.data.columns import as_numbers, shown_kind, text_column
+from bdm.data.columns import text_column
 from bdm.data.counts import find_counts
 from bdm.settings import ResponseSettings
 
@@ -37,7 +37,7 @@ def measure(
     """Measure responses of cell types to conditions, also in two halves of the data."""
     base = conditions_of(adata.obs, settings.condition_key)
     control = control_of(base, settings.control)
-    condition = with_doses(base, adata.obs, settings.dose_key, control)
+    condition = with_doses(base, adata.obs, settings, control)
     cell_type = text_column(adata.obs, settings.label_key, argument="label_key")
     cells = find_counts(adata, source=settings.counts)[0]
     counts = Counts.from_matrix(cells.X)
@@ -164,49 +164,6 @@ def relate_conditions(
         return None
     control, *names = conditions
     return RelatedConditions.from_names(names, features=features, separator=separator, dosed=dosed, control=control)
-
-
-def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
-    """Return the condition of each cell, joined if there are several columns."""
-    first, *others = columns = [text_column(obs, key, argument="condition_key") for key in keys]
-    if not others:
-        return first
-    for key, column in zip(keys, columns, strict=True):
-        if (joined := column.str.contains(SEPARATOR, regex=False)).any():
-            raise InputError(
-                f"obs[{key!r}] has the value {column[joined.to_numpy()].iloc[0]!r}, but {SEPARATOR!r} joins the values "
-                "of several columns of conditions; rename it."
-            )
-    return first.str.cat(others, sep=SEPARATOR)
-
-
-def with_doses(condition: pd.Series, obs: pd.DataFrame, key: str | None, control: str) -> pd.Series:
-    """Append the dose to the names of conditions except the control."""
-    if key is None:
-        return condition
-    if sentence := column_rejection(key, obs.columns, argument="dose_key"):
-        raise InputError(sentence)
-    dose, is_control = as_numbers(obs[key]), (condition == control).to_numpy()
-    if dose is None:
-        raise InputError(f"obs[{key!r}] holds {shown_kind(obs[key])}, but doses are numbers; name another `dose_key=`.")
-    invalid = ~is_control & ~((dose.to_numpy() > 0) & np.isfinite(dose.to_numpy()))
-    invalid |= is_control & (dose.fillna(0).to_numpy() != 0)
-    if invalid.any():
-        row = int(invalid.argmax())
-        raise InputError(
-            f"obs[{key!r}] is {dose.iloc[row]:g} for cells of {condition.iloc[row]!r}, but must be 0 in the control "
-            f"{control!r} and above 0 in all other conditions; correct it, or leave these cells out."
-        )
-    dosed = condition + SEPARATOR + dose.map(dose_name)
-    return dosed.where(~is_control, condition)
-
-
-def control_of(conditions: pd.Series, control: str | None) -> str:
-    """Return the control: by default the only condition with a usual name."""
-    known = sorted(conditions.unique())
-    if sentence := control_rejection(control, known):
-        raise InputError(sentence)
-    return usual_controls(known)[0] if control is None else control
 
 
 def check_measured(enough: np.ndarray, types: list[str], conditions: list[str], *, are_related: bool) -> None:

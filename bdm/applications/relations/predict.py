@@ -18,8 +18,8 @@ from bdm._core.files import storable
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import label_candidates, nearest_or, unknown_condition, unknown_type
+from bdm.applications.relations.condition_names import columns_of, conditions_of, name_with_dose, with_doses
 from bdm.applications.relations.field import log_warnings
-from bdm.applications.relations.measure_responses import conditions_of, with_doses
 from bdm.applications.relations.pseudobulk import MIN_CHANGE, PSEUDO, assemble_cells, share_of, with_shares
 from bdm.applications.relations.responses import Responses
 from bdm.data.columns import as_names, name_in, text_column
@@ -67,11 +67,12 @@ def predict(
         Cells with raw counts, and cell types in the column of the fit or ``cell_type``. Without a column of
         conditions, all are control cells.
     condition
-        New condition: a measured one, or one that is related to measured ones by its features, dose or parts. Control
+        New condition: a measured one, or one that is related to measured ones by its features, dose or parts, such as
+        ``"A+B, 0.1+1"`` with a dose for each part. Control
         cells are changed to a condition, and cells of any condition back to the control; all other cells are left out.
         Given several conditions, cells are changed to each, and the name of a cell ends with its condition.
     dose
-        Dose of the conditions, if the responses have doses.
+        Dose of the conditions, if the responses have doses and the names of the conditions do not.
     cell_types
         Types to change and return; all by default.
     extrapolate
@@ -98,6 +99,9 @@ def predict_each(chosen: "Sequence[CellsToChange]", *, seed: int) -> AnnData:
     if len(predicted) == 1:
         return next(iter(predicted.values()))
     cells = anndata.concat(predicted, merge="same", index_unique=" ")
+    key = name_in(cells.obs, chosen[0].responses.settings.dose_key or "")
+    if key in cells.obs and len({each.obs[key].dtype.kind for each in predicted.values()}) > 1:
+        cells.obs[key] = cells.obs[key].astype(str)  # numbers, and texts with a dose for each part
     joined: dict[str, Any] = {"condition": [*predicted]}
     joined["warnings"] = [*dict.fromkeys(chain(*(json.loads(each["warnings"]) for each in records)))]
     joined["expected_error"] = "; ".join(each["expected_error"] for each in records)
@@ -194,7 +198,7 @@ class CellsToChange:
                 changed_counts = with_shares(counts[cells], self.column, share, new_share, dispersions, generator)
                 pieces.append((rows.to_numpy()[cells], changed_counts))
         obs = self.cells.obs.copy()
-        for key, value in responses.columns_of(self.condition).items():
+        for key, value in columns_of(self.condition, responses.control, responses.settings).items():
             obs[name_in(obs, key)] = pd.Categorical([value] * len(obs)) if isinstance(value, str) else value
         obs["original_condition"], obs["response"] = pd.Categorical(self.before), pd.Categorical(response)
         table = pd.DataFrame(changed, columns=["condition", "type", "predicted"])
@@ -285,7 +289,9 @@ def cells_to_change(
     counts: str = "auto",
 ) -> CellsToChange:
     """Select the cells to change, and match them to the responses; see :func:`predict`."""
-    condition = responses.name_of(str(condition), dose)
+    condition = str(condition)
+    if condition != responses.control:
+        condition = name_with_dose(condition, dose, responses.settings)
     if condition not in (responses.control, *responses.conditions):
         responses.place_of(condition, extrapolate=extrapolate)  # rejects unknown names
     adata = rna_in(adata, counts=counts)
@@ -344,7 +350,7 @@ def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
     if not any(name_in(obs, key) in obs for key in responses.settings.condition_key):
         return pd.Series(responses.control, index=obs.index)
     base, known = conditions_of(obs, responses.settings.condition_key), (responses.control, *responses.conditions)
-    before = with_doses(base, obs, responses.settings.dose_key, responses.control)
+    before = with_doses(base, obs, responses.settings, responses.control)
     if not before.isin(known).all():
         raise InputError(unknown_condition(str(before[~before.isin(known)].iloc[0]), known))
     return before

@@ -12,7 +12,6 @@ the log dose; without doses it is 1.
 """
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,9 +22,10 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from bdm._core.errors import InputError, abbreviated, counted, error_prefix
+from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.files import reading
-from bdm._core.validation import SEPARATOR, nearest_or, shown
+from bdm._core.validation import nearest_or, shown
+from bdm.applications.relations.condition_names import doses_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +135,12 @@ class RelatedConditions:
     def extrapolation(self, condition: str) -> str | None:
         """Describe how a condition is beyond the measured ones by its dose or by a number among its features.
 
-        Doses are compared with those of the same perturbations, or of all if these have no measured dose. All doses
-        down to the control, which has a dose of 0, are between measured ones.
+        The dose of each part is compared with the doses of the same perturbation, alone or in combinations, or of all
+        if it has no measured dose. All doses down to the control, which has a dose of 0, are between measured ones.
         """
         dose = self.place(condition)[0]
-        same = (self.has_part == (dose > 0)).all(axis=1)
         for part in np.flatnonzero(dose):
-            alike = same if same.any() else self.has_part[:, part]
-            highest = float(self.dose[alike, part].max() if alike.any() else self.dose.max())
+            highest = float(self.dose[:, part].max() or self.dose.max())
             if dose[part] > highest:
                 of_part = f"{self.parts[part]!r} in " if np.count_nonzero(dose) > 1 else ""
                 return f"the dose of {of_part}{condition!r} is above the measured doses, up to {highest:g}"
@@ -317,49 +315,6 @@ def dose_curves(dose: np.ndarray) -> list[Curve]:
 def starts_of(group: np.ndarray) -> np.ndarray:
     """Return the first row of each group of equal consecutive numbers."""
     return np.flatnonzero(np.diff(group, prepend=-1))
-
-
-def dose_name(dose: float) -> str:
-    """Return a dose with six digits, or as many as tell it from other numbers in single precision."""
-    texts = (f"{dose:.{n_digits}g}" for n_digits in range(6, 10))
-    return next((text for text in texts if np.float32(text) == np.float32(dose)), str(dose))
-
-
-def separator_in(name: str, known: Collection[str]) -> str | None:
-    """Return the text without letters and digits between two known names, such as "+" in "A+B"; else None."""
-    pairs = product(filter(name.startswith, known), filter(name.endswith, known))
-    between = (name[len(first) : len(name) - len(last)] for first, last in pairs)
-    return next((text for text in between if text and not any(map(str.isalnum, text))), None)
-
-
-def doses_of(name: str, separator: str | None, *, dosed: bool, control: str | None = None) -> dict[str, float]:
-    """Return the dose of each part of a condition, which is 1 without doses; the control is no part."""
-    combination, comma, text = name.rpartition(SEPARATOR) if dosed else (name, "", "1")
-    if dosed and not comma:
-        raise InputError(f"Condition {name!r} has no dose; name it by `dose=`.")
-    parts = [combination] if separator is None else [*map(str.strip, combination.split(separator))]
-    if "" in parts:
-        raise InputError(f"The combination {combination!r} has an empty part; name it on both sides of {separator!r}.")
-    doses = divided_doses(text, separator)
-    if len(doses) not in (1, len(parts)):
-        raise InputError(
-            f"Condition {name!r} has {counted(len(parts), 'part')}, but {counted(len(doses), 'dose')}; give one dose "
-            "for all parts, or one for each."
-        )
-    numbers = dict(zip(parts, np.broadcast_to(doses, len(parts)).tolist(), strict=True))
-    numbers = {part: dose for part, dose in numbers.items() if part != control} or numbers
-    if not all(0 < dose < np.inf for dose in numbers.values()):
-        raise InputError(f"The dose of condition {name!r} must be a finite number above 0.")
-    return numbers
-
-
-def divided_doses(text: str, separator: str | None) -> list[float]:
-    """Return the doses in a text such as ``0.3``, or ``0.3+1e+02`` with a separator; NaN for other text."""
-    dose = float(pd.to_numeric(text, errors="coerce"))
-    if separator is None or not np.isnan(dose):
-        return [dose]
-    between = rf"(?<![0-9.][eE]){re.escape(separator.strip() or separator)}"  # but in no exponent
-    return [float(pd.to_numeric(each.strip(), errors="coerce")) for each in re.split(between, text)]
 
 
 def check_perturbations(perturbations: pd.Index, known: Collection[str], separator: str | None) -> None:

@@ -16,9 +16,10 @@ from scipy.special import ndtr
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
 from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField, ConditionFit
+from bdm.applications.relations.condition_names import separator_in
 from bdm.applications.relations.field import Field
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
-from bdm.applications.relations.related_conditions import RelatedConditions, dose_name, separator_in, square_root
+from bdm.applications.relations.related_conditions import RelatedConditions, square_root
 from bdm.applications.relations.related_types import RelatedTypes
 from bdm.data.columns import as_names
 from bdm.settings import ResponseSettings
@@ -118,23 +119,6 @@ class Responses(Field):
         if condition not in self.conditions:
             raise InputError(unknown_condition(condition, self.conditions))
         return self.conditions.index(condition)
-
-    def name_of(self, condition: str, dose: float | None) -> str:
-        """Return the name of a condition with its dose."""
-        if dose is None or condition == self.control:
-            return condition
-        if self.settings.dose_key is None:
-            raise InputError("The responses have no doses; fit them with `dose_key=`, or leave out `dose=`.")
-        return f"{condition}{SEPARATOR}{dose_name(dose)}"
-
-    def columns_of(self, condition: str) -> dict[str, str | float]:
-        """Return the values of a condition in the columns of ``obs``."""
-        name, values = condition, dict[str, str | float]()
-        if self.settings.dose_key is not None:
-            name, _, dose = condition.rpartition(SEPARATOR) if condition != self.control else (condition, "", "0")
-            values[self.settings.dose_key] = float(dose)
-        parts = name.split(SEPARATOR) if len(self.settings.condition_key) > 1 else [name]
-        return dict(zip(self.settings.condition_key, parts, strict=True)) | values
 
     def place_of(self, name: str, *, extrapolate: bool = False) -> np.ndarray:
         """Return the place of a condition without measurements, such as a new dose, among related conditions.
