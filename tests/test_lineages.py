@@ -151,7 +151,8 @@ def test_intervals_of_nodes_without_cells_are_calibrated():
 
 
 def test_all_standard_deviations_are_calibrated(lineage):
-    wider = replace(lineage, calibration=2 * lineage.calibration)
+    prior = replace(lineage.prior, calibration=2 * lineage.prior.calibration)
+    wider = replace(lineage, prior=prior)
     np.testing.assert_allclose(wider.expression("a", 50)["sd"], 2 * lineage.expression("a", 50)["sd"])
     for column in ("sd", "from_sisters_sd"):
         np.testing.assert_allclose(wider.changes[column], 2 * lineage.changes[column])

@@ -311,7 +311,7 @@ def test_conditions_without_values_are_predicted_from_the_others():
     effect[1] = np.nan
     related = relate([*"ABCDE"], pd.DataFrame({"set": [1] * 5 + [0]}, index=[*"ABCDEF"]))
     errors = np.full(effect.shape, 0.01), np.full((2, 200), 0.05)
-    field = ConditionField(effect, *errors, GENES, related, tuple(related.kernels)).fit()
+    field = ConditionField(effect, *errors, GENES, related, tuple(related.kernels)).fitted()
     mean, variance = field.leave_out([0, 1])
     assert np.isfinite(variance).all()
     assert np.sqrt(np.mean((mean[:, 1, 0] - common) ** 2)) < 0.2
@@ -337,9 +337,9 @@ def test_mixtures_are_predicted_by_counts_better_than_by_the_nearest():
         genes=GENES[:80],
         related=related,
         kernels=tuple(related.kernels),
-    ).fit()
-    nearest = replace(logs, simple="the nearest")
-    fields = {"logs": logs, "counts": logs.on_counts().fit(), "nearest": nearest}
+    ).fitted()
+    nearest = replace(logs, fit=replace(logs.fit, method="the nearest"))
+    fields = {"logs": logs, "counts": logs.on_counts().fitted(), "nearest": nearest}
     error = {name: np.sqrt(np.mean((each.leave_out()[0].T - truth[:, 0]) ** 2)) for name, each in fields.items()}
     assert error["counts"] < 0.8 * error["logs"]
     assert error["logs"] < 0.8 * error["nearest"]

@@ -89,10 +89,8 @@ class ConditionField:
     genes: pd.Index
     related: RelatedConditions
     kernels: tuple[ConditionKernel, ...]  # candidates
-    common_prior: Prior = field(default_factory=Prior)
-    deviation_prior: Prior = field(default_factory=Prior)
+    fit: ConditionFit = field(default_factory=ConditionFit)
     unit: np.ndarray | None = None  # by gene, of changes of counts relative to the control; None for log fold changes
-    simple: str | None = None  # method of a simple prediction in place of the common response, of log fold changes
 
     def on_counts(self) -> Self:
         """Return the field of changes of counts, in units of the mean over conditions and the control."""
@@ -117,9 +115,8 @@ class ConditionField:
         return np.log(ratio), variance * (unit / ratio) ** 2
 
     def like(self, fitted: "ConditionField") -> Self:
-        """Copy priors and kernels from another field of the same conditions."""
-        names = ("common_prior", "deviation_prior", "kernels", "simple")
-        return replace(self, **{name: getattr(fitted, name) for name in names})
+        """Copy the fit and kernels from another field of the same conditions."""
+        return replace(self, fit=fitted.fit, kernels=fitted.kernels)
 
     def permute(self, order: np.ndarray) -> Self:
         """Permute the conditions of kernels."""
@@ -144,18 +141,14 @@ class ConditionField:
             [kernel.matrix for kernel in self.kernels],
             covariate=self.related.own_transcripts(self.genes, self.related.dose),
             shared_errors=shared[:, :, None],
-            prior=self.common_prior,
+            prior=self.fit.common,
         )
 
     def common_response(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Average responses over types with random effects (DerSimonian & Laird 1986).
 
-        The variance between types is estimated for each gene.
-
-        Returns
-        -------
-        Averages, the variances of their independent errors, and the standard deviations of the errors that conditions
-        share, each conditions x genes.
+        The variance between types is estimated for each gene. Returns averages, the variances of their independent
+        errors, and the standard deviations of the errors that conditions share, each conditions x genes.
         """
         is_measured, effect = ~np.isnan(self.effect), np.nan_to_num(self.effect)
         precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
@@ -185,7 +178,7 @@ class ConditionField:
             np.where(is_measured, np.maximum(variance, 1e-9), HIDDEN),
             [kernel.matrix for kernel in self.kernels],
             shared_errors=np.where(is_measured, shared, 0)[:, :, None],
-            prior=self.deviation_prior,
+            prior=self.fit.deviation,
         )
 
     @property
@@ -193,16 +186,16 @@ class ConditionField:
         """Whether there are types to deviate from each other."""
         return bool(self.effect.shape[1] > 1)
 
-    def fit(self) -> Self:
+    def fitted(self) -> Self:
         """Fit the priors; deviations use the most significant genes of each type."""
-        fitted = replace(self, common_prior=self.fit_prior(self.common))
-        if not self.deviates:
-            return fitted
-        n_types, processes = self.effect.shape[1], list[GaussianProcess]()
-        for row in range(n_types):
-            process = self.deviation(row)
-            processes.append(process.select_genes(process.most_significant()[: -(-N_GENES // n_types)]))
-        return replace(fitted, deviation_prior=self.fit_prior(GaussianProcess.stack(processes)))
+        fit = ConditionFit(common=self.fit_prior(self.common))
+        if self.deviates:
+            n_types, processes = self.effect.shape[1], list[GaussianProcess]()
+            for row in range(n_types):
+                process = self.deviation(row)
+                processes.append(process.select_genes(process.most_significant()[: -(-N_GENES // n_types)]))
+            fit = replace(fit, deviation=self.fit_prior(GaussianProcess.stack(processes)))
+        return replace(self, fit=fit)
 
     def fit_prior(self, process: GaussianProcess) -> Prior:
         """Fit the prior of a process over conditions.
@@ -226,19 +219,10 @@ class ConditionField:
         return prior
 
     def predict(self, place: np.ndarray, rows: Sequence[int | None] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predict the responses of types to a new condition.
+        """Predict the responses of types, by ``rows`` (None for an unknown type), to a new condition.
 
-        Parameters
-        ----------
-        place
-            Doses of the parts of the condition, 1 x parts.
-        rows
-            Rows of the types; None for an unknown type.
-
-        Returns
-        -------
-        Mean of the common response, mean of the deviations, and variance of their sum, each genes x types (one that
-        does not deviate, without ``rows``).
+        Returns means of the common response and of the deviations, and the variance of their sum, each genes x types
+        (one that does not deviate, without ``rows``).
         """
         cross, within = ([kernel(place, other) for kernel in self.kernels] for other in (self.related.dose, place))
 
@@ -251,13 +235,9 @@ class ConditionField:
         return common[:, 0], own[:, 0], variance[:, 0]
 
     def leave_out(self, rows: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, np.ndarray]:
-        """Predict the responses to each condition from the others.
+        """Predict the responses of types by ``rows``, or the common response, to each condition from the others.
 
-        ``rows`` are the rows of types; without them, the common response is predicted.
-
-        Returns
-        -------
-        Means and variances, genes x conditions (x types in ``rows``).
+        Returns means and variances, genes x conditions (x types in ``rows``).
         """
         common, own, variance = self.simplify(*self.parts_left_out(rows))
         mean = common + own
@@ -294,7 +274,7 @@ class ConditionField:
         self, common: np.ndarray, own: np.ndarray, variance: np.ndarray, place: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Replace the common response by the simple prediction, if any; the difference is part of the variance."""
-        if self.simple is None:
+        if self.fit.method not in SIMPLE:
             return common, own, variance
-        simple = self.simple_means(self.simple, place)[:, :, None]
+        simple = self.simple_means(self.fit.method, place)[:, :, None]
         return np.broadcast_to(simple, common.shape), own, variance + (simple - common) ** 2

@@ -14,7 +14,7 @@ from bdm._core.parallel import using_threads
 from bdm._core.schema import checked
 from bdm._core.validation import column_rejection, unknown_node
 from bdm.applications.relations.field import log_warnings
-from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, GaussianProcess, Intervals
+from bdm.applications.relations.gaussian_process import CONSTANTS, WEAK_CONSTANTS, GaussianProcess, Prior
 from bdm.applications.relations.lineage import ERRORS, EXPRESSION, N_COMPARED, Lineage, time_bins, times_of
 from bdm.applications.relations.lineage_tree import LineageTree, check_order, divisions, read_lineage_tree
 from bdm.applications.relations.pseudobulk import Counts
@@ -69,8 +69,8 @@ def lineage(
     folds = {"node": rows_by_value(measured.points["node"]), "time": rows_by_value(measured.points["bin"])}
     folds = {kind: groups for kind, groups in folds.items() if len(groups) > 1}  # without times, there is one bin
     errors = pd.concat([leave_out(measured, process, *fold) for fold in folds.items()], ignore_index=True)
-    calibration = calibrate(measured, process, next(iter(folds.values())))  # on nodes if there are several
-    fitted = replace(measured, prior=process.prior, calibration=calibration, errors=errors)
+    prior = calibrate(measured, process, next(iter(folds.values())))  # on nodes if there are several
+    fitted = replace(measured, prior=prior, errors=errors)
     log_warnings(logger, fitted.warnings())
     return fitted
 
@@ -195,9 +195,10 @@ def leave_out(lineage: Lineage, process: GaussianProcess, kind: str, groups: lis
     return pd.DataFrame(rows)
 
 
-def calibrate(lineage: Lineage, process: GaussianProcess, groups: list[np.ndarray]) -> np.ndarray:
+def calibrate(lineage: Lineage, process: GaussianProcess, groups: list[np.ndarray]) -> Prior:
     """Calibrate standard deviations on left-out groups of points, by expression and size of the prediction."""
     genes = process.genes_to_calibrate()
-    process, expression_bin = process.select_genes(genes), lineage.expression_bin[genes]
-    intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
-    return np.array([intervals.select(expression_bin == number).factors() for number in range(len(EXPRESSION) + 1)])
+    intervals, expression_bin = process.select_genes(genes).intervals(groups), lineage.expression_bin[genes]
+    return process.prior.calibrated(
+        *([intervals.select(expression_bin == number)] for number in range(len(EXPRESSION) + 1))
+    )

@@ -87,19 +87,18 @@ class Prior:
     hypotheses: tuple[Hypothesis, ...] = ()
     shares: np.ndarray = field(default_factory=lambda: np.empty(0))  # of genes that follow each hypothesis
     slope: float = 0.0  # mean change of a value per unit of the covariate, shared by all genes
-    # Factors of posterior standard deviations, (without, with measurement) x bins of size, so that 90% intervals cover
-    # 90% of independent measurements
-    calibration: np.ndarray = field(default_factory=lambda: np.ones((2, len(SIZES) + 1)))
+    # Factors of posterior standard deviations, kinds of predictions x bins of size, so that 90% intervals cover 90% of
+    # independent measurements
+    calibration: np.ndarray = field(default_factory=lambda: np.ones((1, len(SIZES) + 1)))
 
-    def sd_factors(self, mean: np.ndarray, *, measured: bool = False) -> np.ndarray:
-        """Return the calibration factor of each prediction, in the shape of ``mean``."""
-        return np.asarray(self.calibration[int(measured)][bins_of(mean)])
+    def sd_factors(self, mean: np.ndarray, kind: int | np.ndarray = 0) -> np.ndarray:
+        """Return the calibration factor of each prediction by its kind, in the shape of ``mean``."""
+        return np.asarray(self.calibration[np.minimum(kind, len(self.calibration) - 1), bins_of(mean)])
 
-    def calibrated(self, *, unmeasured: "Sequence[Intervals]" = (), measured: "Sequence[Intervals]" = ()) -> Self:
-        """Calibrate intervals of values without and with a measurement."""
+    def calibrated(self, *kinds: "Sequence[Intervals]") -> Self:
+        """Calibrate the intervals of each kind of predictions."""
         none = np.ones(len(SIZES) + 1)
-        factors = [Intervals.join(parts).factors() if parts else none for parts in (unmeasured, measured)]
-        return replace(self, calibration=np.array(factors))
+        return replace(self, calibration=np.array([Intervals.join(each).factors() if each else none for each in kinds]))
 
     def kernel_shares(self, n_kernels: int) -> np.ndarray:
         """Sum the shares of genes that follow each kernel."""
@@ -522,8 +521,11 @@ class GaussianProcess(Result):
         The sampling errors of different groups must be independent. ``groups`` is as in :meth:`leave_out`.
         """
         process = self.select_genes(self.genes_to_calibrate())
-        intervals = Intervals(*process.leave_out(groups), process.values.numpy(), process.sampling_variance.numpy())
-        return replace(self, prior=self.prior.calibrated(unmeasured=[intervals]))
+        return replace(self, prior=self.prior.calibrated([process.intervals(groups)]))
+
+    def intervals(self, groups: Sequence[np.ndarray] | None = None) -> "Intervals":
+        """Return predictions of left-out measurements, as in :meth:`leave_out`, and the measurements."""
+        return Intervals(*self.leave_out(groups), self.values.numpy(), self.sampling_variance.numpy())
 
     def genes_to_calibrate(self, n: int = N_CALIBRATED) -> np.ndarray:
         """Select genes for calibration: the ``n`` most significant ones, and a sample of as many of all."""

@@ -15,7 +15,7 @@ from scipy.special import ndtr
 from bdm._core.errors import InputError, counted
 from bdm._core.files import write_table
 from bdm.applications.relations.field import Field
-from bdm.applications.relations.gaussian_process import QUANTILE, SIZES, GaussianProcess, Prediction, Prior, bins_of
+from bdm.applications.relations.gaussian_process import QUANTILE, GaussianProcess, Prediction, Prior
 from bdm.applications.relations.lineage_tree import LineageTree, Places, origin_of
 from bdm.applications.relations.pseudobulk import PSEUDO
 from bdm.data.columns import finite_column
@@ -71,10 +71,7 @@ class Lineage(Field):
     provenance
         Version, packages, seed and settings.
     prior
-        Fitted Gaussian-process prior.
-    calibration
-        Factors of posterior standard deviations, so that 90% intervals hold 90% of left-out values: bins of genes by
-        expression x bins of predictions by size.
+        Fitted Gaussian-process prior, with the calibration of its intervals by expression of the gene.
     errors
         Table of cross-validation errors. Rows: the ``name`` of each node or time (``left_out``), with ``n_points``
         points that are ``between`` samples or not. Errors are root mean squares of log expression relative to the
@@ -96,7 +93,6 @@ class Lineage(Field):
     edges: np.ndarray
     settings: LineageSettings
     prior: Prior = field(default_factory=Prior)
-    calibration: np.ndarray = field(default_factory=lambda: np.ones((len(EXPRESSION) + 1, len(SIZES) + 1)))
 
     @property
     def time_key(self) -> str | None:
@@ -223,7 +219,7 @@ class Lineage(Field):
 
     def calibrated_sd(self, predicted: Prediction, genes: slice | np.ndarray) -> np.ndarray:
         """Return calibrated standard deviations of predictions, in their shape."""
-        factors = self.calibration[self.expression_bin[genes][:, None], bins_of(predicted.mean)]
+        factors = self.prior.sd_factors(predicted.mean, self.expression_bin[genes][:, None])
         return np.asarray(np.sqrt(predicted.variance) * factors)
 
     def expression(self, node: str, at: float | None = None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from bdm._core.parallel import threads, using_threads
 from bdm._core.progress import progress
 from bdm._core.schema import checked
 from bdm._core.seeds import numpy_generator
-from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField, ConditionFit
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField
 from bdm.applications.relations.field import log_warnings
 from bdm.applications.relations.gaussian_process import (
     CONSTANTS,
@@ -152,7 +152,7 @@ def fit_types(
         }
         table = relative_errors(predictions, real, np.searchsorted(genes, top))
         tables.append(table.assign(condition=condition, cell_type=np.array(measured.cell_types)[types]))
-    return prior.calibrated(unmeasured=unmeasured, measured=remeasured), mean_errors(tables, "type")
+    return prior.calibrated(unmeasured, remeasured), mean_errors(tables, "type")
 
 
 def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[list[Responses], pd.DataFrame]:
@@ -161,17 +161,17 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
     Sets of features that genes follow are fitted again with sets that lack one of their members. Conditions that are
     left out choose the scale of the Gaussian processes, or a simple prediction in their place.
     """
-    related, plain = require_related(measured), measured.condition_field().fit()
-    shares = plain.common_prior.kernel_shares(len(plain.kernels))
+    related, plain = require_related(measured), measured.condition_field().fitted()
+    shares = plain.fit.common.kernel_shares(len(plain.kernels))
     followed = {kernel.feature for kernel, share in zip(plain.kernels, shares, strict=True) if share >= MIN_SHARE}
     if expanded := tuple(sorted(followed - {""})):
         related = replace(related, expanded=expanded)
         measured, *halves = (replace(each, related_conditions=related) for each in (measured, *halves))
-    logs = measured.condition_field().fit() if expanded else plain
+    logs = measured.condition_field().fitted() if expanded else plain
     del plain
     fields = {"logs": logs}
     if len(related.limits.columns):  # mixtures are linear in counts, so their shares are; sets and doses are not
-        fields["counts"] = logs.on_counts().fit()
+        fields["counts"] = logs.on_counts().fitted()
 
     def compare(fields: dict[str, ConditionField]) -> tuple[pd.DataFrame, dict[str, list[Intervals]]]:
         both = run(lambda first: compare_conditions(halves[first], halves[1 - first], fields), range(2))
@@ -185,10 +185,9 @@ def fit_conditions(measured: Responses, halves: Sequence[Responses]) -> tuple[li
         errors = errors.assign(predicted=errors[method], permuted=np.nan)
         order = permutation_of([kernel.matrix for kernel in logs.kernels], "permuted conditions")
         if order is not None:
-            permuted = field.permute(order).fit()
+            permuted = field.permute(order).fitted()
             errors["permuted"] = compare({"permuted": permuted})[0]["permuted"]
-        prior = field.common_prior.calibrated(unmeasured=intervals[method])
-        fit = ConditionFit(method, prior, field.deviation_prior)
+        fit = replace(field.fit, method=method, common=field.fit.common.calibrated(intervals[method]))
         fitted = [replace(each, fit=fit) for each in (measured, *halves)]
         left_out = [*run(lambda each: each.condition_field().leave_out(), fitted)]
     table = mean_errors([errors], "condition")
@@ -238,8 +237,9 @@ def compare_conditions(
         of_half = (logs if field.unit is None else logs.on_counts()).like(field)
         left_out = of_half.parts_left_out(types)
         for method in (name, *(SIMPLE if name == "logs" else ())):
-            simple = replace(of_half, simple=method if method in SIMPLE else None)
-            common, own, variance = (part[:, number, column] for part in simple.simplify(*left_out))
+            fit = replace(of_half.fit, method=method)
+            parts = replace(of_half, fit=fit).simplify(*left_out)
+            common, own, variance = (part[:, number, column] for part in parts)
             predictions[method] = common + own
             mean, variance = predictions[method][sampled], variance[sampled]
             intervals[method] = Intervals(mean, variance, real[sampled], noise[sampled], number)

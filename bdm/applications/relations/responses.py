@@ -15,7 +15,7 @@ from scipy.special import ndtr
 
 from bdm._core.errors import InputError, abbreviated, counted, markdown
 from bdm._core.validation import SEPARATOR, unknown_condition, unknown_type
-from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, SIMPLE, ConditionField, ConditionFit
+from bdm.applications.relations.condition_field import METHODS_OF_CONDITIONS, ConditionField, ConditionFit
 from bdm.applications.relations.condition_names import separator_in
 from bdm.applications.relations.field import Field
 from bdm.applications.relations.gaussian_process import GaussianProcess, Prediction, Prior
@@ -29,6 +29,7 @@ MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are ca
 MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
 METHODS = ("predicted", "permuted", "common", "nearest", "halves")  # columns of errors
+MEASURED = 1  # kind of predictions in the calibration of priors; 0 without a measurement
 NEW_CONDITION = "A condition without measurements"  # subject of warnings
 MIN_SD = 1e-4  # of log fold changes; below, genes are unchanged under all hypotheses
 NO_ERRORS = pd.DataFrame(columns=["left_out", "condition", "cell_type", "size", *METHODS])
@@ -254,9 +255,7 @@ class Responses(Field):
             genes=self.genes.index,
             related=related,
             kernels=tuple(related.kernels),
-            common_prior=self.fit.common,
-            deviation_prior=self.fit.deviation,
-            simple=self.fit.method if self.fit.method in SIMPLE else None,
+            fit=self.fit,
         )
         return field.on_counts() if self.fit.method == "counts" else field
 
@@ -267,22 +266,10 @@ class Responses(Field):
         added: Mapping[str, np.ndarray] = {},
         genes: slice | np.ndarray = slice(None),
     ) -> Prediction:
-        """Predict natural log fold changes, genes x types.
+        """Predict natural log fold changes, genes x types, with calibrated variances.
 
-        Parameters
-        ----------
-        condition
-            Condition, measured in some types or related to measured ones.
-        cell_types
-            Types to predict.
-        added
-            Control profiles (log shares of counts) of types that the responses lack, by name.
-        genes
-            Rows of genes to predict; all by default.
-
-        Returns
-        -------
-        Means, terms and variances; intervals are calibrated.
+        The condition was measured in some types, or is related to measured ones. ``added`` are control profiles (log
+        shares of counts) of types that the responses lack, by name.
         """
         profiles = dict(zip(self.types_with_profile, self.profile[self.has_profile], strict=True)) | {**added}
         if missing := [name for name in cell_types if name not in profiles]:
@@ -295,8 +282,7 @@ class Responses(Field):
         predicted = self.predict_types(condition, profile, rows, genes)
         expected = self.expected_effect(number)[genes][:, None]
         mean, terms = predicted.mean + expected, predicted.terms | {"common": predicted.terms["common"] + expected}
-        is_measured, prior = np.isin(rows, self.measured_types(number)), self.priors[number]
-        factors = np.where(is_measured, *(prior.sd_factors(mean, measured=known) for known in (True, False)))
+        factors = self.priors[number].sd_factors(mean, np.isin(rows, self.measured_types(number)).astype(int))
         return Prediction(mean, predicted.variance * factors**2, terms)
 
     def predict_condition(self, condition: str, cell_types: Sequence[str], genes: slice | np.ndarray) -> Prediction:
@@ -392,7 +378,7 @@ class Responses(Field):
         predicted = self.predict_types(condition, self.profile[rows], rows, genes, weights)
         means, changes = np.split(predicted.mean, 2, axis=1)
         means, changes = means + expected, changes + expected * np.array([each is None for each in parents])
-        sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, measured=True)
+        sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, MEASURED)
         for column, node in enumerate(related.nodes):
             table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
             table["mean"], table["change"] = means[:, column] / np.log(2), changes[:, column] / np.log(2)
