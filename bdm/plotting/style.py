@@ -243,9 +243,9 @@ def draws(
                 return None
             return axes_of(drawn) if isinstance(drawn, Figure) else drawn
 
-        returned = "list[Axes]" if has_panels else "Axes"
+        returned: Any = list[Axes] if has_panels else Axes
         parameters = [*signature.parameters.values(), SHOW]
-        vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=f"{returned} | None")
+        vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=returned | None)
         document(run, ARGUMENTS, returns=f"Axes{' of the panels' if has_panels else ''}; None if the figure is shown.")
         FIGURES.setdefault(kind, {})[file] = run
         return run
