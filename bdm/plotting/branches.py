@@ -133,7 +133,7 @@ def branch_genes(interpretation: Interpretation, branch: str | None = None, *, a
         genes.contrast.child: [*map(gene_label, interpretation.labels[genes.model.order[:N_LABELS]])]
         for genes in interpretation.contrasts
     }
-    longest = max(len(label_end(hierarchy, end)) for end in view.ends)
+    longest = max(len(label_end(end)) for end in view.ends)
     width = WIDTH - 0.2 - LETTER * longest
     draw_hierarchy(view, names=True, genes=best, width=width, row_height=ROW, ax=above.add_subplot())
     axes = panels(below, len(selected), n_columns=N_COLUMNS)

@@ -45,6 +45,11 @@ class End:
     branches: tuple[Branch, ...]  # several if siblings share a row
     populations: tuple[str, ...]
     cell_types: tuple[str, ...]
+    name: str  # of the branch, or ``others`` for several
+    high: float  # noise level at which its branches begin
+    level: float  # highest noise level at which its populations separate
+    n_cells: int
+    is_new: bool  # whether it is a cell type to highlight as added
 
     @property
     def collapsed(self) -> bool:
@@ -61,25 +66,6 @@ class End:
         """Half the width of the wedge, in rows; 0 for a single population."""
         return 0.36 if self.collapsed else 0.16 if self.divided else 0.0
 
-    @property
-    def name(self) -> str:
-        """Name of the branch, or ``others`` for several."""
-        return self.branches[0].name if len(self.branches) == 1 else "others"
-
-    @property
-    def level(self) -> float:
-        """Highest noise level at which populations of the row separate."""
-        return max(branch.level for branch in self.branches)
-
-    def is_new(self, since: int) -> bool:
-        """Whether the row is a cell type added after extension ``since``."""
-        return not self.collapsed and all(branch.added > since for branch in self.branches)
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells in the row."""
-        return sum(branch.n_cells for branch in self.branches)
-
 
 @dataclass(frozen=True)
 class View:
@@ -89,6 +75,7 @@ class View:
     root: str
     opened: tuple[str, ...]  # nodes with visible children, parents first
     ends: tuple[End, ...]
+    since: int  # types and nodes added after this extension are highlighted
 
     @cached_property
     def rows(self) -> dict[str, float]:
@@ -142,7 +129,7 @@ def view_of(
         room -= len(shown[node]) - 1
         waiting += [group[0] for group in shown[node] if len(group) == 1]
     opened = tuple(branch.name for branch in hierarchy.branches if branch.name in shown)
-    return View(hierarchy, root, opened, tuple(collect_ends(hierarchy, (root,), shown)))
+    return View(hierarchy, root, opened, tuple(collect_ends(hierarchy, (root,), shown, since=since)), since)
 
 
 def without_ties(hierarchy: Hierarchy, *, root: str) -> Hierarchy:
@@ -177,7 +164,9 @@ def group_rows(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, fi
     return [*((child,) for child in children if child in alone), sharing]
 
 
-def collect_ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tuple[str, ...]]]) -> list[End]:
+def collect_ends(
+    hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tuple[str, ...]]], *, since: int = 0
+) -> list[End]:
     """Collect the rows below a group of branches, in the order of the tree."""
     waiting, ends = [group], []
     while waiting:
@@ -187,7 +176,11 @@ def collect_ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, 
         else:
             populations = tuple(leaf for name in group for leaf in hierarchy.leaves(name))
             cell_types = tuple(dict.fromkeys(t for name in group for t in hierarchy.types_below(name)))
-            ends.append(End(tuple(hierarchy.by_name[name] for name in group), populations, cell_types))
+            branches = tuple(hierarchy.by_name[name] for name in group)
+            name, high = group[0] if len(group) == 1 else "others", hierarchy.segment(group[0]).high
+            level, n_cells = max(branch.level for branch in branches), sum(branch.n_cells for branch in branches)
+            is_new = len(cell_types) == 1 and all(branch.added > since for branch in branches)
+            ends.append(End(branches, populations, cell_types, name, high, level, n_cells, is_new))
     return ends
 
 
@@ -242,14 +235,13 @@ def hierarchy(
     if since is None:
         since = getattr(model, "n_before", 0)
     view = view_of(tree, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
-    return draw_hierarchy(view, names=names, since=since, ax=ax)
+    return draw_hierarchy(view, names=names, ax=ax)
 
 
 def draw_hierarchy(
     view: View,
     *,
     names: bool = False,
-    since: int = 0,
     genes: Mapping[str, Sequence[str]] | None = None,
     width: float = WIDTH,
     row_height: float = ROW,
@@ -257,22 +249,22 @@ def draw_hierarchy(
 ) -> Axes:
     """Draw part of a tree, with genes of branches; sizes are in inches."""
     hierarchy, genes = view.hierarchy, genes or {}
-    labels = [label_end(hierarchy, end, since=since) for end in view.ends]
+    labels = [*map(label_end, view.ends)]
     ax = axes_or_new(ax, width + LETTER * max(map(len, labels)), 1.4 + row_height * len(view.ends))
     for row, end in enumerate(view.ends):
-        draw_end(ax, hierarchy, end, row, is_new=end.is_new(since))
+        draw_end(ax, end, row)
         if end.name in genes:
             coordinates, style = ax.get_yaxis_transform(), {"fontsize": 7, "va": "center", **GENES}
             ax.annotate(
                 ", ".join(genes[end.name]), (1, row), (7, -12), coordinates, textcoords="offset points", **style
             )
     for name in view.opened:
-        draw_node(ax, view, hierarchy.by_name[name], is_new=hierarchy.by_name[name].added > since)
+        draw_node(ax, view, hierarchy.by_name[name])
     ax.yaxis.tick_right()
     ax.set_yticks(range(len(view.ends)), labels)
     for tick, end in zip(ax.get_yticklabels(), view.ends, strict=True):
         faint = end.collapsed or end.branches[0].place_uncertain
-        tick.set_color(ADDED if end.is_new(since) else BRANCH if faint else "black")
+        tick.set_color(ADDED if end.is_new else BRANCH if faint else "black")
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(view.ends) - 0.4, -0.6)
     scale_noise_levels(ax, hierarchy.segment(view.root).high, margin=0.1)
@@ -284,11 +276,11 @@ def draw_hierarchy(
         style |= {"ha": "right" if label.before else "left", "textcoords": "offset points"}
         ax.annotate(label.text, (label.level, label.row), offset, **style)
     ax.add_artist(Tooltips(view, ax))
-    ax.set_title(write_title(view, names=names, genes=bool(genes), since=since), fontsize=10, loc="left")
+    ax.set_title(write_title(view, names=names, genes=bool(genes)), fontsize=10, loc="left")
     return ax
 
 
-def write_title(view: View, *, names: bool, genes: bool, since: int) -> str:
+def write_title(view: View, *, names: bool, genes: bool) -> str:
     """Write the title, with a legend of the symbols."""
     hierarchy = view.hierarchy
     below = "Sub-populations of" if hierarchy.by_name[view.root].cell_type == view.root else "Cell types below"
@@ -302,33 +294,33 @@ def write_title(view: View, *, names: bool, genes: bool, since: int) -> str:
         lines.append(f"{n_types:,} types in {len(view.ends)} rows; a wedge holds the types below its node")
     if any(end.divided for end in view.ends):
         lines.append("a thin wedge holds the sub-populations of a cell type, from where they separate")
-    if any(end.is_new(since) for end in view.ends):
+    if any(end.is_new for end in view.ends):
         lines.append("green, with +: added by extension")
-    if any(PLACE_UNCERTAIN in label_end(hierarchy, end) for end in view.ends):
+    if any(PLACE_UNCERTAIN in label_end(end) for end in view.ends):
         lines.append(f"place uncertain: few cells, elsewhere in the tree in more than {1 - MIN_PLACE:.0%} of resamples")
     return "\n".join(lines)
 
 
-def draw_end(ax: Axes, hierarchy: Hierarchy, end: End, row: int, *, is_new: bool) -> None:
+def draw_end(ax: Axes, end: End, row: int) -> None:
     """Draw the branch of a population, or the wedge of a clade."""
-    colour, high = ADDED if is_new else BRANCH, hierarchy.segment(end.branches[0].name).high
-    ax.plot([high, end.level], [row, row], color=colour, lw=1.6, solid_capstyle="round")
+    colour = ADDED if end.is_new else BRANCH
+    ax.plot([end.high, end.level], [row, row], color=colour, lw=1.6, solid_capstyle="round")
     if half := end.half_width:
         ax.fill([end.level, 0, 0], [row, row - half, row + half], facecolor=colour, alpha=0.35, edgecolor=colour)
 
 
-def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
+def draw_node(ax: Axes, view: View, node: Branch) -> None:
     """Draw a node, its branch, and the line that joins its children."""
     row, high = view.rows[node.name], view.hierarchy.segment(node.name).high
     children = [view.rows[child] for child in view.hierarchy.children[node.name]]
     ax.plot([high, node.level], [row, row], color=BRANCH, lw=1.6, solid_capstyle="round")
     ax.plot([node.level] * 2, [min(children), max(children)], color=BRANCH, lw=1.6, solid_capstyle="round", zorder=1.5)
-    ax.plot(node.level, row, "o", color=ADDED if is_new else NODE, ms=5, zorder=3)
+    ax.plot(node.level, row, "o", color=ADDED if node.added > view.since else NODE, ms=5, zorder=3)
 
 
-def label_end(hierarchy: Hierarchy, end: End, *, since: int = 0) -> str:
+def label_end(end: End) -> str:
     """Label a row with its name, number of cells, and notes."""
-    first, sign = end.branches[0], "+ " if end.is_new(since) else ""
+    first, sign = end.branches[0], "+ " if end.is_new else ""
     if end.collapsed:
         return f"{end.name}: {len(end.cell_types)} types  ({end.n_cells:,})  {clade_label(end.cell_types)}"
     divided = f"{len(end.populations)} sub-populations"
@@ -403,7 +395,7 @@ def collect_boxes(view: View, position: Callable[[float], float], *, width: floa
         boxes.append((x, x, min(children), max(children)))
     for row, end in enumerate(view.ends):
         y, half = row_height * row, row_height * end.half_width
-        boxes.append((position(view.hierarchy.segment(end.branches[0].name).high), width, y - half, y + half))
+        boxes.append((position(end.high), width, y - half, y + half))
     return boxes
 
 
@@ -438,8 +430,8 @@ class Tooltips(Artist):
         labels_end = max(label.get_window_extent(renderer).x1 for label in self.ax.get_yticklabels())
         nodes = [collect_ends(view.hierarchy, (name,), {})[0] for name in view.opened]
         for end in (*view.ends, *nodes):
-            high, row = view.hierarchy.segment(end.branches[0].name).high, view.rows[end.branches[0].name]
-            (left, top), (right, bottom) = to_points([(high, row - 0.5), (end.level, row + 0.5)])
+            row = view.rows[end.branches[0].name]
+            (left, top), (right, bottom) = to_points([(end.high, row - 0.5), (end.level, row + 0.5)])
             right = right + 4 if end in nodes else labels_end
             size = {"width": f"{right - left:.1f}", "height": f"{top - bottom:.1f}"}
             place = {"x": f"{left:.1f}", "y": f"{renderer.height - top:.1f}", **size}
