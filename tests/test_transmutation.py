@@ -320,3 +320,16 @@ def test_types_without_test_cells_are_transmuted_and_evaluated():
     assert (len(ends.old), len(ends.new), len(ends.test), len(ends.changed)) == (20, 10, 10, 100)
     with pytest.raises(InputError, match="0 test cells of 'a'"):
         select_endpoints(RealCells(cells[~is_test], cells[is_test], genes), "b", "a")
+
+
+def test_five_cells_at_either_end_are_enough():
+    rng = np.random.default_rng(3)
+    cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(30, 60)), dtype=np.float32), np.repeat(["a", "b"], [20, 10]))
+    is_test = np.tile([False, True], 15)
+    genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(60)]))
+    pair = TransmutedCells(cells[np.arange(20, 30)], cells[np.arange(10)])
+    evaluation = evaluate_transmutation(RealCells(cells[~is_test], cells[is_test], genes), {"few": pair}, "b")
+    known = evaluation.scores[evaluation.scores["set"] == "few"].set_index("score")
+    assert (known["n_cells"] == 5).all()
+    assert known.loc["forest_auc", ["value", "floor"]].notna().all()
+    assert evaluation.verdict("few").grade == Grade.UNKNOWN

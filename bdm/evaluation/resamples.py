@@ -83,17 +83,18 @@ def draw_resamples(
     settings: EvaluationSettings,
     size_limits: SizeLimits = SIZE_LIMITS,
     *,
+    n_floor: pd.Series | None = None,
     seed: int,
 ) -> list[ResampledCells]:
     """Draw the resamples of an evaluation; each set is read only once.
 
     With many test cells, fewer resamples than ``settings.n_repeats`` suffice. Types with a single test cell are left
-    out. The floor has as many cells of each type as test cells, at most half of the training cells of a type. A set
-    with fewer cells has a floor of its own, with as many cells.
+    out. The floor has as many cells of each type as test cells, at most ``n_floor``, by default half of the training
+    cells, as the others show memorisation. A set with fewer cells has a floor of its own, with as many cells.
     """
     n_test = real.test.n_by_type
     n_test = n_test[n_test >= MIN_CELLS_OF_TYPE].clip(upper=settings.max_cells_per_type)
-    n_floor = real.training.n_by_type // 2
+    n_floor = real.training.n_by_type // 2 if n_floor is None else n_floor
     n_test = n_test.where(
         n_floor.reindex(n_test.index, fill_value=0) < MIN_CELLS_OF_TYPE, smaller_numbers(n_floor, n_test)
     )

@@ -168,7 +168,8 @@ def score_sets(
 ) -> Iterator[Row]:
     """Yield the scores of cells of the new type by :class:`Comparison`, and by the genes that differ most."""
     cells = {name: pair.after for name, pair in sets.items()}
-    [resample] = draw_resamples(replace(real, training=ends.new, test=ends.test), cells, ONE_RESAMPLE, seed=seed)
+    real, n_floor = replace(real, training=ends.new, test=ends.test), ends.new.n_by_type
+    [resample] = draw_resamples(real, cells, ONE_RESAMPLE, n_floor=n_floor, seed=seed)
     for name, query in resample.query.items():
         comparison = Comparison.between(query, resample.test, seed=resample.seed)
         masks = (np.ones(len(each), dtype=bool) for each in (comparison.query, comparison.test))
