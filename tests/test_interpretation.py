@@ -397,7 +397,7 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
         model, autoencoder=replace(model.autoencoder, adapters=model.autoencoder.adapters.updated(adapter))
     )
     before, after = (compute_commitment(of, plain, contrast) for of in (model, changed))
-    share = np.exp(log_expression(model, "CD56+ NK", type_specific=False)[7])
+    share = np.exp(log_expression(model, "CD56+ NK")[0][7])
     normalised = np.log1p(share * np.expm1(3))
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
     np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)

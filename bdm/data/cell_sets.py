@@ -52,7 +52,12 @@ def read_real_cells(
     adata, place = open_cells(path, keys)
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
-    is_test = find_test_cells(adata, path, needed=test_path is None)
+    is_test = find_test_cells(adata.obs)
+    if test_path is None and not is_test.any():
+        problem = "no column 'split' in obs, which is 'test' for test cells; add it"
+        if "split" in adata.obs:
+            problem = "no test cells to evaluate by; prepare the data with `test=` above 0"
+        raise InputError(f"{path} has {problem}, or give test cells by `test_cells=`.")
     covariates = recorded_covariates(adata) if is_prepared(adata) else ()
     keys_in_space = position_keys(recorded_settings(adata) if is_prepared(adata) else {})
     store = partial(StoredCells.from_anndata, genes=names.index, covariates=covariates, position_keys=keys_in_space)
@@ -145,25 +150,9 @@ def read_column(
         return complete_column(obs, name)
 
 
-def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
-    """Return a mask of the test cells, by the column ``split``.
-
-    They are never training cells, even if test cells come from another file. With ``needed``, having none is an error.
-    """
-    if "split" not in adata.obs:
-        if needed:
-            raise InputError(
-                f"{path} has no column 'split' in obs, which is 'test' for test cells; add it, or give test cells by "
-                "`test_cells=`."
-            )
-        return np.zeros(adata.n_obs, dtype=bool)
-    is_test = np.asarray(adata.obs["split"].astype(str) == "test")
-    if needed and not is_test.any():
-        raise InputError(
-            f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0, or give test cells by "
-            "`test_cells=`."
-        )
-    return is_test
+def find_test_cells(obs: pd.DataFrame) -> np.ndarray:
+    """Return a mask of the test cells, by the column ``split``; they are never training cells."""
+    return np.asarray(obs["split"].astype(str) == "test") if "split" in obs else np.zeros(len(obs), dtype=bool)
 
 
 def check_held_out(test: TypedCells, training: TypedCells) -> None:

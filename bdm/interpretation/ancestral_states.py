@@ -91,7 +91,7 @@ def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> n
     total = np.zeros(len(model.autoencoder.genes))
     for name, weight in zip(populations, weights, strict=True):
         if name in model.autoencoder.adapters:
-            specific, shared = (log_expression(model, name, type_specific=is_specific) for is_specific in (True, False))
+            shared, specific = log_expression(model, name)
             total += weight * (specific - shared)
     return total
 

@@ -430,9 +430,7 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
     Table of genes with ``shared`` and ``type_specific`` expression (CP10k) and ``log2_fold_change`` (with a pseudocount
     of 1), the largest absolute changes first.
     """
-    shared, specific = (
-        np.exp(log_expression(model, name, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
-    )
+    shared, specific = (1e4 * np.exp(values) for values in log_expression(model, name))
     names = model.gene_names
     table = pd.DataFrame({"shared": shared, "type_specific": specific}, index=names.index.rename("gene"))
     table["log2_fold_change"] = np.log2((table["type_specific"] + 1) / (table["shared"] + 1))
@@ -442,9 +440,10 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
-    """Decode the mean latent of a type or population to log expression."""
+def log_expression(model: BranchedModel, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the mean latent of a type or population to log expression, by the shared and its own decoder."""
     populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture_moments(populations).mean[None])
-    decoder = model.autoencoder.network_of(name if type_specific else None).decoder
-    return decoder.decode(y[:, model.layout.latent])[0].double().numpy()
+    decoders = (model.autoencoder.network_of(each).decoder for each in (None, name))
+    shared, specific = (decoder.decode(y[:, model.layout.latent])[0].double().numpy() for decoder in decoders)
+    return shared, specific

@@ -229,7 +229,8 @@ def draws(
     """
 
     def decorate(draw: Callable[..., Drawn]) -> Callable[..., Any]:
-        signature, has_panels = inspect.signature(draw), "Figure" in str(draw.__annotations__["return"])
+        signature, drawn_kinds = inspect.signature(draw), str(draw.__annotations__["return"])
+        has_panels, may_be_one = "Figure" in drawn_kinds, "Axes" in drawn_kinds
 
         @wraps(draw)
         def run(*arguments: Any, show: bool | None = None, **options: Any) -> Any:
@@ -243,7 +244,7 @@ def draws(
                 return None
             return axes_of(drawn) if isinstance(drawn, Figure) else drawn
 
-        returned: Any = list[Axes] if has_panels else Axes
+        returned: Any = Axes | list[Axes] if has_panels and may_be_one else list[Axes] if has_panels else Axes
         parameters = [*signature.parameters.values(), SHOW]
         vars(run)["__signature__"] = signature.replace(parameters=parameters, return_annotation=returned | None)
         document(run, ARGUMENTS, returns=f"Axes{' of the panels' if has_panels else ''}; None if the figure is shown.")
