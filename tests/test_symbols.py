@@ -118,7 +118,8 @@ def folder(cells, tmp_path_factory) -> Path:
     (folder / "genes.txt").write_text("\n".join(cells.var["feature_name"].dropna().unique()[:150]) + "\nCD79A\nLYZ\n")
     prepared, model, generated = (folder / name for name in ("prepared.h5ad", "model", "generated.h5ad"))
     keys = ("--label-key", "bulk_labels", "--leave-out", B)
-    genes = ("--genes", folder / "genes.txt", "--keep-genes", "markers")
+    (folder / "keep.txt").write_text("\n".join(cells.var["feature_name"].dropna().unique()[150:250]))
+    genes = ("--genes", folder / "genes.txt", "--keep-genes", folder / "keep.txt")
     run("prepare", folder / "cells.h5ad", prepared, *keys, "--test", 0.2, *genes)
     run("autoencoder", prepared, folder / "autoencoder", "--n-latent", 4, "--n-steps", 30)
     run("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
@@ -133,6 +134,7 @@ def folder(cells, tmp_path_factory) -> Path:
     more = ("--known", prepared, "--report", folder / "extension")
     run("extend", model, folder / "cells.h5ad", folder / "extended", "--cell-type", B, *more)
     (folder / "genes.txt").unlink()
+    (folder / "keep.txt").unlink()
     return folder
 
 
@@ -175,7 +177,7 @@ def test_report_shows_symbols(folder, labels):
     [first, *_] = nodes(results)
     assert ID.lower() in first["words"]
     page = report_page(results)
-    assert "keep_genes" in page
+    assert re.search(r"the requested genes with counts in 3 training cells or more; \d+ other genes", page)
     assert genes[0] in page
     shown = "\n".join(re.findall(r'aria-label="([^"]*)"', page) + re.findall("<title>([^<]*)<", page))
     assert not unexplained(shown.replace(".", " "), labels)

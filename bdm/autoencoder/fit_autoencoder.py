@@ -98,7 +98,7 @@ def fit_autoencoder(
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[sample_start(objective)]
     bounds = bounds_by_type(network, network_types, adapters, scored, objective, cell_types)
-    levels = training_levels(cells, protein_columns(cells.var), seed=seed)
+    levels = training_levels(cells, protein_columns(objective.training.var), seed=seed)
     cells = with_all_features(cells, adata, seed=seed)
     autoencoder = GeneAutoencoder(
         network, adata.var, cell_types, batches, provenance, bounds, network_types, sub_populations, adapters, levels

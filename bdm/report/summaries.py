@@ -144,7 +144,7 @@ def read_results(folder: Path) -> Results:
     if not {GENERATED, FLOOR} <= set(results.evaluation.sets):
         raise InputError(f"{folder}/evaluation has no generated cells, or no floor; evaluate again.")
     n_genes = results.evaluation.gene_statistics["set"].value_counts().reindex(results.evaluation.sets)
-    if not n_genes.eq(len(results.genes)).all():
+    if not n_genes.eq(parts_of_rna(cells.var)[0].n_features).all():
         raise InputError(f"{folder}/evaluation does not have each gene of prepared.h5ad; evaluate again.")
     return results
 
