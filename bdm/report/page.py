@@ -191,7 +191,7 @@ def groups(results: Results) -> dict[str, list[dict[str, Any]]]:
     findings = {(each.kind, each.group, each.score): each for each in results.verdict.findings}
     headings = {kind: name.capitalize() for kind, name in KINDS.items() if kind != ALL}
     table = results.evaluation.scores_of(*headings)
-    known = table[(table["set"] == GENERATED) & table["value"].notna()]
+    known = table[(table["set"] == GENERATED) & table["value"].notna() & table["score"].isin(SCORES)]
     return {
         heading: [
             {**row, "name": SCORES[row["score"]].title, "finding": findings.get((kind, row["group"], row["score"]))}
