@@ -177,7 +177,7 @@ def test_report_shows_symbols(folder, labels):
     [first, *_] = nodes(results)
     assert ID.lower() in first["words"]
     page = report_page(results)
-    assert re.search(r"the requested genes with counts in 3 training cells or more; \d+ other genes", page)
+    assert re.search(r"counts in 3 training cells or more; .* are from the requested \d+ of them", page)
     assert genes[0] in page
     shown = "\n".join(re.findall(r'aria-label="([^"]*)"', page) + re.findall("<title>([^<]*)<", page))
     assert not unexplained(shown.replace(".", " "), labels)

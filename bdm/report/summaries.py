@@ -277,11 +277,13 @@ def setting(results: Results, name: str) -> Any:
 
 def genes_chosen(results: Results) -> str:
     """Describe the selection of genes in words."""
-    others = parts_of_rna(results.model.autoencoder.genes)[1:]
+    variable, *others = parts_of_rna(results.model.autoencoder.genes)
     kinds = {"all": "all", "seurat_v3": "the most variable"}
     kind = kinds.get(str(setting(results, "genes")), "the requested")
-    added = f"; {others[0].n_features:,} other genes are generated, too" if others else ""
-    return f"{kind} genes with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more{added}"
+    seen = f"with counts in {setting(results, 'min_cells_per_gene'):,} training cells or more"
+    if not others:
+        return f"{kind} genes {seen}"
+    return f"those {seen}; the latent and most scores are from {kind} {variable.n_features:,} of them"
 
 
 def reason_for(results: Results, name: str) -> str:
