@@ -16,7 +16,8 @@ from bdm.applications.extension.extend import ExtendSettings, add_type
 from bdm.applications.extension.new_cells import select_new_cells
 from bdm.autoencoder.decoder import AutoencoderShape, NegativeBinomialDecoder
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
-from bdm.autoencoder.other_genes import RegressionCells, fit_decoder
+from bdm.autoencoder.latent import SampledCells
+from bdm.autoencoder.other_genes import fit_decoder
 from bdm.data.modalities import HIGHLY_VARIABLE, blocks_of, parts_of_rna
 from bdm.data.prepare import prepare
 from bdm.model.match import counts_of_genes
@@ -58,6 +59,12 @@ def shares(cells: AnnData) -> np.ndarray:
 # ---- decoder
 
 
+def test_cells_without_counts_of_other_genes_have_finite_log_means():
+    shape = AutoencoderShape(6, 1, 2, blocks=(3, 3), normalised=(True, True), encoded=(True, False))
+    decoder, counts = NegativeBinomialDecoder(shape), torch.tensor([[1.0, 2, 3, 4, 5, 6], [1, 2, 3, 0, 0, 0]])
+    assert decoder.decode(torch.zeros(2, 2), log_size=decoder.size(counts).log()).isfinite().all()
+
+
 def test_regressions_find_loadings_batches_and_noise():
     rng, n_genes, n_cells = np.random.default_rng(0), 80, 1500
     decoder = NegativeBinomialDecoder(AutoencoderShape(n_genes, 2, 3, n_batches=2))
@@ -69,7 +76,7 @@ def test_regressions_find_loadings_batches_and_noise():
         mean = decoder.decode(latent, batch, log_size=torch.full((n_cells, 1), 400.0).log()).exp().numpy()
         counts = sparse.csr_matrix(decoder.observation(torch.zeros(n_cells, dtype=torch.long)).sample(mean, rng))
     halves = [slice(0, 500), slice(500, None)]  # populations
-    cells = [RegressionCells(counts[rows], latent[rows], batch[rows]) for rows in halves]
+    cells = [SampledCells(counts[rows], latent[rows], batch[rows]) for rows in halves]
     found = fit_decoder(cells, decoder)
     loadings = [each.loadings.weight.detach().numpy() for each in (decoder, found)]
     batches = [np.diff(each.batch_offset.detach().numpy(), axis=0) for each in (decoder, found)]

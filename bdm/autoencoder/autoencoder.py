@@ -99,7 +99,7 @@ class GeneAutoencoder:
 
     def encoded_part(self) -> GeneAutoencoder:
         """Return the autoencoder of the features that latents depend on, without type-specific decoders."""
-        network = CountAutoencoder.from_decoder(self.network.decoder.encoded_part(), self.network.prior_mean)
+        network = self.network.encoded_part()
         return replace(
             self,
             network=network,

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bdm._core.parallel import threads
 from bdm._core.progress import progress
-from bdm._core.seeds import to_tensor, torch_generator
+from bdm._core.seeds import to_tensor
 from bdm.autoencoder.adapters import MAX_CELLS
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
+from bdm.autoencoder.latent import sample_cells_with_latents, trained_populations
 from bdm.autoencoder.observation import GROWTH, MIN_MEAN, GrowingNegativeBinomial, NegativeBinomial
 from bdm.autoencoder.softmax import noise_step
 
@@ -35,19 +35,16 @@ def fit_count_noise(
 
     @torch.no_grad()  # applies to the current thread only
     def fit(population: str) -> GrowingNegativeBinomial:
-        rows = sample_rows_of_population(cells.obs, population, "train", MAX_CELLS["train"], seed=seed)
-        network, code = autoencoder.network_of(population), autoencoder.type_code(population)
-        sampled, cell_type = cells[rows], torch.full((len(rows),), code)
-        counts, batch = to_tensor(sampled.X.toarray()), batch_codes(sampled, autoencoder.batches)
-        posterior = network.encode(counts, cell_type, batch, n_iterations=N_BOUND_ITERATIONS)
-        noise = torch.randn(posterior.mean.shape, generator=torch_generator(seed, "noise", population))
-        decoder = network.decoder
-        log_mean = decoder.decode(posterior.sample(noise), batch, log_size=decoder.size(counts).log())
-        likelihood = cast(NegativeBinomial, decoder.observation(cell_type[:1]))
+        sampled = sample_cells_with_latents(
+            cells, autoencoder, population, n_cells=MAX_CELLS["train"], purpose="noise", seed=seed
+        )
+        decoder, counts = autoencoder.network_of(population).decoder, to_tensor(sampled.counts.toarray())
+        log_mean = decoder.decode(sampled.latent, sampled.batch, log_size=decoder.size(counts).log())
+        code = torch.tensor([autoencoder.type_code(population)])
+        likelihood = cast(NegativeBinomial, decoder.observation(code))
         return fit_dispersions(counts, log_mean.exp(), likelihood.log_inverse_dispersion[0])
 
-    trained = set(cells.obs["sub_population"][(cells.obs["split"] == "train").to_numpy()])
-    names = [name for name in populations if name in trained]
+    names = trained_populations(cells, populations)
     with threads() as run:
         fitted = progress(run(fit, names), doing="fitting count noise", total=len(names), unit="population")
         return dict(zip(names, fitted, strict=True))

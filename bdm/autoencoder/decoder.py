@@ -21,6 +21,7 @@ DISPERSION_PACE = 5  # scales the steps of log dispersions, which move much furt
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
 BATCH_OFFSET_SCALE = 0.5  # prior standard deviation of batch offsets, in log expression
 N_PRIOR = 5.0  # pseudocounts per gene that pull the offset of a new batch to the mean batch
+MIN_SIZE = 0.5  # library size of cells without counts of a block, such as genes that are not highly variable
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class Decoder(nn.Module):
     # ---- distribution
 
     def size(self, counts: Tensor) -> Tensor:
-        """Return the size factors of each cell: its library sizes, cells x normalised blocks."""
-        return self.blocks.sums(counts)
+        """Return the size factors of each cell: its library sizes, cells x normalised blocks; at least ``MIN_SIZE``."""
+        return self.blocks.sums(counts).clamp(min=MIN_SIZE)
 
     def decode(
         self,
@@ -383,8 +384,9 @@ class Decoder(nn.Module):
     def for_population(self, parameters: Parameters) -> Self:
         """Return a decoder with the parameters of one population and these batch offsets."""
         noise = {entry.name: parameters[entry.name][None] for entry in fields(self.observation_model)}
-        loadings = self.loadings.weight.detach().clone()  # all populations share those of other genes
-        loadings[self.encoded_columns] = parameters["loadings"]
+        loadings = parameters["loadings"]
+        if self.shape.encoded:  # all populations share the loadings of other genes
+            loadings = self.loadings.weight.detach().index_copy(0, self.encoded_columns, loadings)
         state = {"loadings.weight": loadings, "loadings.bias": parameters["offset"]}
         return self.with_state(replace(self.shape, n_types=1), state | self.noise_state(noise))
 
@@ -402,7 +404,8 @@ class Decoder(nn.Module):
         present = pad_sequence([torch.ones(len(part), 1) for part in counts], batch_first=True)
         offset = self.batch_offset.detach()
         batch_offset = offset[codes] if len(offset) > 1 else offset[None]
-        return PaddedCells(self.observation_model, padded, self.size(padded), present, batch_offset, self.blocks)
+        sizes = self.blocks.sums(padded)  # 0 for padding
+        return PaddedCells(self.observation_model, padded, sizes, present, batch_offset, self.blocks)
 
 
 def gene_axis(name: str) -> int:

@@ -42,9 +42,6 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     return codes_of(adata.obs["batch"], batches)
 
 
-MIN_SIZE = 0.5  # library size of cells without counts of a block, such as genes that are not highly variable
-
-
 # ---- blocks of cells
 
 BLOCK = 512  # cells

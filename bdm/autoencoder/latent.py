@@ -1,7 +1,8 @@
 """Latents of cells: coordinates, encoding, sampling and storage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import anndata as ad
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from bdm._core.errors import InputError
 from bdm._core.parallel import threads
-from bdm._core.seeds import to_tensor
+from bdm._core.seeds import to_tensor, torch_generator
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.inputs import MIN_SIZE, batch_codes
+from bdm.autoencoder.decoder import MIN_SIZE
+from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
-from bdm.data.modalities import LIBRARY_SIZE
+from bdm.data.modalities import LIBRARY_SIZE, encoded_features
 from bdm.data.read import read_cells
 
 
@@ -126,7 +128,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
         rows, counts = block
         dense = to_tensor(counts.toarray())
         latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
-        log_library_sizes = autoencoder.network.decoder.size(dense).clamp(min=MIN_SIZE).log()
+        log_library_sizes = autoencoder.network.decoder.size(dense).log()
         return (
             rows,
             layout.joined(latent.mean, log_library_sizes),
@@ -191,6 +193,42 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     specific = {name: np.flatnonzero(population == name) for name in autoencoder.adapters}
     shared = np.flatnonzero(~np.isin(population, list(specific)))
     return [cells for cells in (shared, *specific.values()) if len(cells)]
+
+
+@dataclass(frozen=True)
+class SampledCells:
+    """Training cells of a population, with latents sampled from their posteriors."""
+
+    counts: sparse.csr_matrix  # cells x features
+    latent: Tensor  # cells x latent dimensions
+    batch: Tensor  # index of each cell's batch
+
+    @cached_property
+    def log_size(self) -> Tensor:
+        """Log number of counts of each cell."""
+        sizes = to_tensor(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel())
+        return sizes.clamp(min=MIN_SIZE).log()
+
+
+def trained_populations(cells: ad.AnnData, populations: Sequence[str]) -> list[str]:
+    """List the populations with training cells; ``cells`` are prepared, with ``obs["sub_population"]``."""
+    trained = set(cells.obs["sub_population"][(cells.obs["split"] == "train").to_numpy()])
+    return [name for name in populations if name in trained]
+
+
+@torch.no_grad()
+def sample_cells_with_latents(
+    cells: ad.AnnData, autoencoder: GeneAutoencoder, population: str, *, n_cells: int, purpose: str, seed: int
+) -> SampledCells:
+    """Sample at most ``n_cells`` training cells of a population, and one latent of each; seeded by ``purpose``."""
+    rows = sample_rows_of_population(cells.obs, population, "train", n_cells, seed=seed)
+    sampled, types = cells[rows], torch.full((len(rows),), autoencoder.type_code(population))
+    counts, batch = sparse.csr_matrix(sampled.X), batch_codes(sampled, autoencoder.batches)
+    dense = to_tensor(counts[:, encoded_features(cells.var)].toarray())
+    network = autoencoder.network_of(population).encoded_part()
+    posterior = network.encode(dense, types, batch, n_iterations=N_BOUND_ITERATIONS)
+    noise = torch.randn(posterior.mean.shape, generator=torch_generator(seed, purpose, population))
+    return SampledCells(counts, posterior.sample(noise), batch)
 
 
 RESIDUAL, RESIDUAL_SCALE = "residual", "residual_scale"  # layers: posteriors of y without effects of inputs

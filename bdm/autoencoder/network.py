@@ -88,6 +88,10 @@ class CountAutoencoder(nn.Module):
         axes = self.decoder.rotate(torch.linalg.eigh(precision.double())[1].flip(1).float())
         self.prior_sum.copy_(self.prior_sum @ axes)
 
+    def encoded_part(self) -> CountAutoencoder:
+        """Return the network of the features that latents depend on."""
+        return self.from_decoder(self.decoder.encoded_part(), self.prior_mean)
+
     def with_batches(self, offsets: Tensor) -> CountAutoencoder:
         """Copy the network with more batches, given their offsets (batches x genes)."""
         return self.from_decoder(self.decoder.with_batches(offsets), self.prior_mean)

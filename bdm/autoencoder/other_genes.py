@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -14,12 +13,16 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from bdm._core.parallel import threads
-from bdm._core.seeds import to_tensor, torch_generator
+from bdm._core.seeds import to_tensor
 from bdm.autoencoder.adapters import MAX_CELLS, Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, AutoencoderShape, Decoder
-from bdm.autoencoder.inputs import MIN_SIZE, N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
-from bdm.autoencoder.latent import populations_of_cells
+from bdm.autoencoder.latent import (
+    SampledCells,
+    populations_of_cells,
+    sample_cells_with_latents,
+    trained_populations,
+)
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.softmax import MAX_LOG_STEP, Parameters, noise_step
 from bdm.data.modalities import encoded_features
@@ -71,39 +74,17 @@ def add_other_genes_of_type(
 # ---- cells
 
 
-@dataclass(frozen=True)
-class RegressionCells:
-    """Training cells of a population with sampled latents."""
-
-    counts: sparse.csr_matrix  # cells x other genes
-    latent: Tensor  # cells x latent dimensions
-    batch: Tensor  # index of each cell's batch
-
-    @cached_property
-    def log_size(self) -> Tensor:
-        """Log number of counts of each cell."""
-        return to_tensor(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel()).clamp(min=MIN_SIZE).log()
-
-
 def sample_populations(
     autoencoder: GeneAutoencoder, cells: ad.AnnData, populations: Sequence[str], *, seed: int
-) -> dict[str, RegressionCells]:
-    """Sample training cells of populations, and latents from their posteriors given the encoded features."""
-    trained = set(cells.obs["sub_population"][(cells.obs["split"] == "train").to_numpy()])
-    names = [name for name in populations if name in trained]
-    n_cells, encoded = min(MAX_CELLS["train"], N_CELLS // len(names)), encoded_features(cells.var)
-    others = np.setdiff1d(np.arange(cells.n_vars), encoded)
+) -> dict[str, SampledCells]:
+    """Sample training cells of populations, with their counts of other genes."""
+    names = trained_populations(cells, populations)
+    n_cells = min(MAX_CELLS["train"], N_CELLS // len(names))
+    others = np.setdiff1d(np.arange(cells.n_vars), encoded_features(cells.var))
 
-    @torch.no_grad()  # applies to the current thread only
-    def sample(population: str) -> RegressionCells:
-        rows = sample_rows_of_population(cells.obs, population, "train", n_cells, seed=seed)
-        sampled, code = cells[rows], torch.full((len(rows),), autoencoder.type_code(population))
-        counts, batch = sparse.csr_matrix(sampled.X), batch_codes(sampled, autoencoder.batches)
-        network = autoencoder.network_of(population)
-        dense = to_tensor(counts[:, encoded].toarray())
-        posterior = network.encode(dense, code, batch, n_iterations=N_BOUND_ITERATIONS)
-        noise = torch.randn(posterior.mean.shape, generator=torch_generator(seed, "other genes", population))
-        return RegressionCells(sparse.csr_matrix(counts[:, others]), posterior.sample(noise), batch)
+    def sample(name: str) -> SampledCells:
+        sampled = sample_cells_with_latents(cells, autoencoder, name, n_cells=n_cells, purpose="other genes", seed=seed)
+        return replace(sampled, counts=sparse.csr_matrix(sampled.counts[:, others]))
 
     with threads() as run:
         return dict(zip(names, run(sample, names), strict=True))
@@ -112,7 +93,7 @@ def sample_populations(
 # ---- decoder of all populations
 
 
-def fit_decoder(populations: Sequence[RegressionCells], encoded: Decoder) -> Decoder:
+def fit_decoder(populations: Sequence[SampledCells], encoded: Decoder) -> Decoder:
     """Fit a decoder of other genes for all populations by Newton's method.
 
     The softmax, which would join the regressions of genes, has the normaliser of the step before. The prior standard
@@ -185,7 +166,7 @@ def select(noise: Parameters, genes: slice) -> Parameters:
 # ---- decoders of single populations
 
 
-def adapters_with_other_genes(adapters: Adapters, decoder: Decoder, cells: Mapping[str, RegressionCells]) -> Adapters:
+def adapters_with_other_genes(adapters: Adapters, decoder: Decoder, cells: Mapping[str, SampledCells]) -> Adapters:
     """Add log expression and noise of other genes to decoders of populations, given the shared ``decoder``.
 
     Populations without ``cells`` have those of the shared decoder.
@@ -208,7 +189,7 @@ def adapters_with_other_genes(adapters: Adapters, decoder: Decoder, cells: Mappi
     return replace(adapters, parameters=adapters.parameters | added)
 
 
-def fit_offset(cells: RegressionCells, others: Decoder) -> Tensor:
+def fit_offset(cells: SampledCells, others: Decoder) -> Tensor:
     """Fit the log expression of other genes in a population, with the loadings of all populations.
 
     The change has a normal prior, whose standard deviation maximises the evidence.

@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import digamma, gammaln, logsumexp, xlogy
 
-from bdm.autoencoder.inputs import MIN_SIZE
+from bdm.autoencoder.decoder import MIN_SIZE
 from bdm.data.matrix import blocks_of_rows
 from bdm.data.modalities import Block
 

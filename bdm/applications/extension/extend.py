@@ -142,7 +142,7 @@ def add_type(
     point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
     added = PriorData(latent, model.whitening, moments, tree)
     is_fitted = (encoded.obs["split"] != "test").to_numpy()
-    fitted_cells = ad.AnnData(cells.X[is_fitted], obs=encoded.obs[is_fitted])
+    fitted_cells = ad.AnnData(cells.X[is_fitted], obs=encoded.obs[is_fitted], var=cells.var)
     extension = Extension(
         cell_type=cell_type,
         attachment=point,
