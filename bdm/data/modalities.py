@@ -52,6 +52,7 @@ class Modality:
     name: str  # as in the user's file
     kind: str  # key of FEATURE_TYPES
     features: slice  # its columns
+    encoded: bool = True  # whether latents depend on its counts; not on those of genes that are not highly variable
 
     @property
     def n_features(self) -> int:
@@ -66,7 +67,9 @@ class Modality:
     @property
     def size_name(self) -> str:
         """Name of the log library size among the latent coordinates."""
-        return LIBRARY_SIZE if self.kind == RNA else f"log_size_{self.name}"
+        if self.kind == RNA:
+            return LIBRARY_SIZE if self.encoded else OTHER_SIZE
+        return f"log_size_{self.name}"
 
     @property
     def prefix(self) -> str:
@@ -116,46 +119,19 @@ def block_sizes(var: pd.DataFrame) -> tuple[int, ...]:
     return tuple(modality.n_features for modality in modalities) if len(modalities) > 1 else ()
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive features that a decoder treats alike: a modality, or a part of the genes."""
-
-    features: slice
-    size_name: str | None  # of its log library size among the latent coordinates; None if it has none
-    encoded: bool = True  # whether latents depend on its counts
-
-    @property
-    def n_features(self) -> int:
-        """Number of features."""
-        return int(self.features.stop - self.features.start)
-
-    @property
-    def normalised(self) -> bool:
-        """Whether counts scale with a library size."""
-        return self.size_name is not None
-
-
-def blocks_of(var: pd.DataFrame) -> list[Block]:
-    """List the blocks of features: highly variable genes, other genes if there are any, then other modalities."""
-    variable, *others = parts_of_rna(var)
-    blocks = [Block(variable.features, variable.size_name)]
-    blocks += [Block(part.features, OTHER_SIZE, encoded=False) for part in others]
-    for modality in modalities_of(var)[1:]:
-        blocks.append(Block(modality.features, modality.size_name if modality.normalised else None))
-    return blocks
+def blocks_of(var: pd.DataFrame) -> list[Modality]:
+    """List the blocks of features that a decoder treats alike: modalities, with RNA in :func:`parts_of_rna`."""
+    return [*parts_of_rna(var), *modalities_of(var)[1:]]
 
 
 def parts_of_rna(var: pd.DataFrame) -> list[Modality]:
-    """Return the highly variable genes, and the other genes if there are any, as modalities."""
+    """Return the highly variable genes, which come first, and the other genes if there are any, as modalities."""
     rna = modalities_of(var)[0]
-    end = rna.features.start + n_highly_variable(var.iloc[rna.features])
-    variable = replace(rna, features=slice(rna.features.start, end))
-    return [variable] if end == rna.features.stop else [variable, replace(rna, features=slice(end, rna.features.stop))]
-
-
-def n_highly_variable(genes: pd.DataFrame) -> int:
-    """Count the highly variable genes, which come first; all genes by default."""
-    return int(genes[HIGHLY_VARIABLE].sum()) if HIGHLY_VARIABLE in genes else len(genes)
+    genes = var.iloc[rna.features]
+    n_variable = int(genes[HIGHLY_VARIABLE].sum()) if HIGHLY_VARIABLE in genes else len(genes)
+    variable = replace(rna, features=slice(rna.features.start, rna.features.start + n_variable))
+    others = replace(rna, features=slice(variable.features.stop, rna.features.stop), encoded=False)
+    return [variable, others] if others.n_features else [variable]
 
 
 def encoded_features(var: pd.DataFrame) -> np.ndarray:
@@ -165,7 +141,7 @@ def encoded_features(var: pd.DataFrame) -> np.ndarray:
 
 def size_names(var: pd.DataFrame) -> tuple[str, ...]:
     """Return the names of the log library sizes, in the order of :func:`blocks_of`."""
-    return tuple(block.size_name for block in blocks_of(var) if block.size_name is not None)
+    return tuple(block.size_name for block in blocks_of(var) if block.normalised)
 
 
 def spread(values: Sequence[np.ndarray], modalities: Sequence[Modality]) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy.special import digamma, gammaln, logsumexp, xlogy
 
 from bdm.autoencoder.decoder import MIN_SIZE
 from bdm.data.matrix import blocks_of_rows
-from bdm.data.modalities import Block
+from bdm.data.modalities import Modality
 
 GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])  # variances of a donor's fold change of a gene
 N_ITERATIONS = 100  # of expectation maximisation, well beyond convergence
@@ -53,7 +53,7 @@ KEYS = ["donor", "cell_type", "population", "batch"]
 
 
 def group_cells(
-    adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, block: Block, *, shift: np.ndarray | float = 0.0
+    adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame, block: Modality, *, shift: np.ndarray | float = 0.0
 ) -> Groups:
     """Sum the counts of a block of features by group, in parts of the cells.
 

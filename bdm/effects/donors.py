@@ -21,7 +21,7 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.inputs import batch_codes
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.modalities import Block, blocks_of
+from bdm.data.modalities import Modality, blocks_of
 from bdm.data.prepare import has_donors
 from bdm.effects.donor_composition import DonorComposition, fit_composition
 from bdm.effects.donor_variance import (
@@ -305,7 +305,7 @@ def fold_changes(decoder: Decoder, mean: np.ndarray, shift: np.ndarray, batch: p
     return np.asarray((after - before).double().exp().numpy())
 
 
-def joined_variance(parts: Sequence[DonorVariance], blocks: Sequence[Block]) -> DonorVariance:
+def joined_variance(parts: Sequence[DonorVariance], blocks: Sequence[Modality]) -> DonorVariance:
     """Concatenate blocks: features of all, then their library sizes."""
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -328,7 +328,7 @@ class PopulationMeans:
 @torch.no_grad()
 def population_means(
     groups: Sequence[Groups],
-    blocks: Sequence[Block],
+    blocks: Sequence[Modality],
     latent: np.ndarray,
     population: np.ndarray,
     autoencoder: GeneAutoencoder,

@@ -200,8 +200,8 @@ def evaluate(
         markers = marker_genes(marker_cells.of_modality(part))
         parts = [resample.of_modality(part) for resample in resamples]
         for resample, name, cells in with_progress(parts, doing="scoring other genes"):
-            reference = Reference(resample.test, markers, np.empty(0, dtype=int), size_limits)
-            rows += score_other_genes(cells, reference, name, n_classified=scored.n_features, seed=resample.seed)
+            limits = {"n_classified": scored.n_features, "most": size_limits.gene_auc}
+            rows += score_other_genes(cells, resample.test, markers, name, **limits, seed=resample.seed)
     if scored.n_features < len(var):  # all scores below are of highly variable genes only
         real, marker_cells = real.of_modality(scored), marker_cells.of_modality(scored)
         resamples = [resample.of_modality(scored) for resample in resamples]

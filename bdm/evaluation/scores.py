@@ -225,15 +225,16 @@ def score_genes(
     }
 
 
-def score_other_genes(query: Cells, reference: Reference, name: str, *, n_classified: int, seed: int) -> Iterator[Row]:
+def score_other_genes(
+    query: Cells, test: Cells, markers: dict[str, np.ndarray], name: str, *, n_classified: int, most: int, seed: int
+) -> Iterator[Row]:
     """Yield the scores of the set ``name`` by genes that are not highly variable, the only ones in these cells.
 
     The gene AUC is of ``n_classified`` genes, as it rises with their number: each has a mean that was estimated.
     """
-    query, test = match(query, reference.test, seed=seed)
-    n_genes, most = query.counts.shape[1], reference.size_limits.gene_auc
-    classified = np.random.default_rng(seed).permutation(n_genes)[:n_classified]
-    scores = score_genes(query, test, reference.markers, classified=np.sort(classified), most=most, seed=seed)
+    query, test = match(query, test, seed=seed)
+    classified = np.random.default_rng(seed).permutation(query.counts.shape[1])[:n_classified]
+    scores = score_genes(query, test, markers, classified=np.sort(classified), most=most, seed=seed)
     yield from score_rows(scores, kind=OTHER_GENES, group=EVERY, set=name, n_cells=len(query))
 
 

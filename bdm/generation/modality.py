@@ -20,7 +20,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.protein_levels import map_quantiles
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
-from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, blocks_of, n_highly_variable
+from bdm.data.modalities import LIBRARY_SIZE, RNA, Modality, blocks_of, parts_of_rna
 from bdm.effects.effect import shifts_in
 from bdm.model.match import (
     check_known,
@@ -53,10 +53,8 @@ class PredictionRequest:
 
 def match_request(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> PredictionRequest:
     """Match cells with RNA to a model, using their cell types if present."""
-    rna = next(modality for modality in model.autoencoder.modalities if modality.kind == RNA)
-    source = counts_slot(adata, model, keys)
-    genes = model.autoencoder.genes.iloc[rna.features]
-    counts = counts_of_genes(adata, genes.iloc[: n_highly_variable(genes)], source=source)
+    genes, source = model.autoencoder.genes, counts_slot(adata, model, keys)
+    counts = counts_of_genes(adata, genes.iloc[parts_of_rna(genes)[0].features], source=source)
     check_not_empty(counts)
     cell_type, known = None, {keys.label_key, model.label_key, "cell_type"} & set(adata.obs)
     if keys.label_key is not None or (known and label_column(adata.obs, model, keys) is not None):
@@ -140,7 +138,6 @@ class PopulationPosterior:
     def from_model(cls, model: BranchedModel, name: str, modality: Modality) -> PopulationPosterior:
         """Build from the decoders and moments of a population."""
         network, row = model.autoencoder.network_of(name), model.moments.populations.index(name)
-        blocks = blocks_of(model.autoencoder.genes)
         colour = matrix_power(model.whitening.covariance.double(), 0.5)
         mean = model.moments.mean[row].double() @ colour + model.whitening.centre.double()
         return cls(
@@ -149,7 +146,7 @@ class PopulationPosterior:
             model.autoencoder.type_code(name),
             CountAutoencoder.from_decoder(network.decoder.of_blocks(0), network.prior_mean),
             Normal(mean, colour @ model.moments.covariance[row].double() @ colour),
-            network.decoder.of_blocks([block.features for block in blocks].index(modality.features)),
+            network.decoder.of_blocks(blocks_of(model.autoencoder.genes).index(modality)),
             model.layout.index(modality.size_name) - 1 if modality.normalised else None,
             has_levels=not modality.normalised and name in model.levels,
         )

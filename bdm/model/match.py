@@ -28,7 +28,7 @@ from bdm.data.columns import (
 from bdm.data.counts import count_slots, raw_counts, slot_or_auto
 from bdm.data.header import MISSING_LABELS
 from bdm.data.matrix import to_row_storage
-from bdm.data.modalities import encoded_features, modalities_of, n_highly_variable
+from bdm.data.modalities import encoded_features, modalities_of, parts_of_rna
 from bdm.data.prepare import is_prepared, prepare, recorded_covariates
 from bdm.data.read import cells_in, read_cells
 from bdm.data.space import position_keys, position_table
@@ -322,8 +322,7 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         obsm, counts = dict(adata.obsm), "X"
         adata = model_counts(adata, model, keys)
         adata.obsm.update(obsm)
-    rna = model.autoencoder.genes.iloc[model.autoencoder.modalities[0].features]
-    variable, others = np.split(rna.index, [n_highly_variable(rna)])
+    variable, *others = (genes[part.features] for part in parts_of_rna(model.autoencoder.genes))
     recorded = model.preparation
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
     settings = {  # genes by name, because a file that listed them may no longer exist
@@ -335,7 +334,7 @@ def prepare_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnD
         "leave_out": unknown_types,
         "genes": tuple(variable),
         "n_peaks": len(genes),
-        "keep_genes": tuple(others) or "none",
+        "keep_genes": tuple(others[0]) if others else "none",
         "gene_symbols": column if column in adata.var else None,
         "min_cells_per_gene": 0,
         "min_cells_per_type": 1 + n_splits,
