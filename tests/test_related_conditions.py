@@ -343,7 +343,7 @@ def test_mixtures_are_predicted_by_counts_better_than_by_the_nearest():
     error = {name: np.sqrt(np.mean((each.leave_out()[0].T - truth[:, 0]) ** 2)) for name, each in fields.items()}
     assert error["counts"] < 0.8 * error["logs"]
     assert error["logs"] < 0.8 * error["nearest"]
-    assert np.allclose(logs.on_counts().in_logs(logs.on_counts().effect.T[:, 0], truth.T[:, 0])[0], logs.effect.T[:, 0])
+    assert np.allclose(logs.on_counts().in_logs(logs.on_counts().values(0)[0].T, truth.T[:, 0])[0], logs.effect.T[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,12 @@ def test_variance_is_that_of_resampled_cells(cells):
 def test_donors_are_the_replicates():
     cells = simulated_cells(shared=0.5, seed=1, n_donors=6, between=0.5)
     of_donors = measure(cells, replace(SETTINGS, donor_key="donor"))[0]
-    of_cells = measure(cells, SETTINGS)[0].total_variance
-    assert (of_donors.total_variance >= of_cells).all()
-    assert 0.5 < np.median(of_donors.total_variance) / (2 * 0.5**2 / 6) < 2  # two conditions, six donors
+    of_cells = measure(cells, SETTINGS)[0].sampling_variance(0)
+    assert (of_donors.sampling_variance(0) >= of_cells).all()
+    assert 0.5 < np.median(of_donors.sampling_variance(0)) / (2 * 0.5**2 / 6) < 2  # two conditions, six donors
     assert of_donors.donor_correlation[0].min() > 0.6  # donors differ in the same way in all types
     same = measure(simulated_cells(shared=0.5, seed=1, n_donors=6), replace(SETTINGS, donor_key="donor"))[0]
-    assert np.median(same.total_variance / same.variance) < 1.5
+    assert np.median(same.sampling_variance(0) / same.variance[0]) < 1.5
 
 
 def test_several_columns_are_crossed(cells):
@@ -240,7 +240,7 @@ def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
         table = tl.respond(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
         measured, row = measure(cells, SETTINGS)[0], TYPES.index(name)
         off = measured.effect[0, row] / np.log(2) - table.loc[measured.genes.index, "log2_fold_change"]
-        sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.total_variance[0, row] / np.log(2) ** 2)
+        sd = np.sqrt(table.loc[measured.genes.index, "sd"] ** 2 + measured.sampling_variance(0)[row] / np.log(2) ** 2)
         inside = np.abs(off) < 1.645 * sd
         covered.append(inside.mean())
         of_large.append(inside[np.abs(table.loc[measured.genes.index, "log2_fold_change"]) > 1])

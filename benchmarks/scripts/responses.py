@@ -156,7 +156,7 @@ def covered(effects: pd.DataFrame, truth: Responses, cell_type: str) -> dict[str
     row, at = truth.cell_types.index(cell_type), truth.genes.index.isin(effects.index)
     expected = effects.loc[truth.genes.index[at]]
     error = np.abs(truth.effect[0, row, at] / np.log(2) - expected["log2_fold_change"])
-    sd = np.sqrt(expected["sd"] ** 2 + truth.total_variance[0, row, at] / np.log(2) ** 2)
+    sd = np.sqrt(expected["sd"] ** 2 + truth.sampling_variance(0)[row, at] / np.log(2) ** 2)
     inside, bins = error < QUANTILE * sd, bins_of(expected["log2_fold_change"] * np.log(2))
     return {f"covered_{size:g}": inside[bins == number].mean() for number, size in enumerate((0.0, *SIZES))}
 

@@ -1,6 +1,6 @@
 """Gaussian processes over conditions, for the common response of types and their deviations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -83,7 +83,7 @@ class ConditionField:
     relative changes of counts, in which mixtures of cells are linear. Predictions are log fold changes in any case.
     """
 
-    effect: np.ndarray  # values, conditions x types x genes; NaN if not measured
+    effect: np.ndarray  # log fold changes, conditions x types x genes; NaN if not measured
     variance: np.ndarray  # sampling variances, likewise
     control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
     genes: pd.Index
@@ -91,20 +91,24 @@ class ConditionField:
     kernels: tuple[ConditionKernel, ...]  # candidates
     fit: ConditionFit = field(default_factory=ConditionFit)
     unit: np.ndarray | None = None  # by gene, of changes of counts relative to the control; None for log fold changes
+    # Standard deviations of errors beyond `variance`, (conditions x) types x genes; they are added to parts of the
+    # field, as a sum for all would be as large as `variance`
+    further_errors: tuple[np.ndarray, ...] = ()
 
     def on_counts(self) -> Self:
         """Return the field of changes of counts, in units of the mean over conditions and the control."""
-        ratio, control_variance = np.exp(self.effect), self.control_error**2
-        n_values = (~np.isnan(self.effect[:, :, 0])).sum()
-        unit = (1 + np.nansum(ratio, axis=(0, 1))) / (1 + n_values)
-        own = ratio**2 * np.maximum(self.variance - control_variance, 0)
-        return replace(
-            self,
-            effect=(ratio - 1) / unit,
-            variance=(own + control_variance) / unit**2,
-            control_error=self.control_error / unit,
-            unit=unit,
-        )
+        sums = np.concatenate([np.nansum(np.exp(part.effect), axis=(0, 1)) for part in self.parts()])
+        return replace(self, unit=(1 + sums) / (1 + (~np.isnan(self.effect[:, :, 0])).sum()))
+
+    def values(self, types: slice | int = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the values of types, their sampling variances, and the errors that all conditions share."""
+        effect, control_error = self.effect[:, types], self.control_error[types]
+        variance = sum((error[..., types, :] ** 2 for error in self.further_errors), self.variance[:, types])
+        if self.unit is None:
+            return effect, variance, control_error
+        ratio = np.exp(effect)
+        own = ratio**2 * np.maximum(variance - control_error**2, 0)
+        return (ratio - 1) / self.unit, (own + control_error**2) / self.unit**2, control_error / self.unit
 
     def in_logs(self, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Convert predictions (genes x others) to log fold changes and their variances."""
@@ -127,14 +131,19 @@ class ConditionField:
         """Select a subset of the genes."""
         arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "control_error")}
         unit = None if self.unit is None else self.unit[rows]
-        return replace(self, **arrays, genes=self.genes[rows], unit=unit)
+        further = tuple(error[..., rows] for error in self.further_errors)
+        return replace(self, **arrays, genes=self.genes[rows], unit=unit, further_errors=further)
+
+    def parts(self) -> Iterator[Self]:
+        """Divide the genes into parts, to save memory."""
+        for start in range(0, len(self.genes), N_GENES):
+            yield self.select_genes(slice(start, start + N_GENES))
 
     @cached_property
     def common(self) -> GaussianProcess:
         """Gaussian process of the response that types have in common."""
-        starts = range(0, len(self.genes), N_GENES)  # parts, to save memory
-        parts = [self.select_genes(slice(start, start + N_GENES)).common_response() for start in starts]
-        values, variance, shared = (np.concatenate(part, axis=1).T for part in zip(*parts, strict=True))
+        responses = (part.common_response() for part in self.parts())
+        values, variance, shared = (np.concatenate(part, axis=1).T for part in zip(*responses, strict=True))
         return GaussianProcess.from_arrays(
             values,
             variance,
@@ -150,18 +159,19 @@ class ConditionField:
         The variance between types is estimated for each gene. Returns averages, the variances of their independent
         errors, and the standard deviations of the errors that conditions share, each conditions x genes.
         """
-        is_measured, effect = ~np.isnan(self.effect), np.nan_to_num(self.effect)
-        precision = np.where(is_measured, 1 / np.maximum(self.variance, 1e-12), 0)
+        values, noise, control_error = self.values()
+        is_measured, effect = ~np.isnan(values), np.nan_to_num(values)
+        precision = np.where(is_measured, 1 / np.maximum(noise, 1e-12), 0)
         total = np.maximum(precision.sum(axis=1), 1 / HIDDEN)  # conditions may have no values in half of the cells
         mean = (precision * effect).sum(axis=1) / total
         excess = (precision * is_measured * (effect - mean[:, None]) ** 2).sum(axis=(0, 1))
         excess -= np.maximum(is_measured.sum(axis=1) - 1, 0).sum(axis=0)
         scale = (total - (precision**2).sum(axis=1) / total).sum(axis=0)
         between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.deviates else np.zeros_like(scale)
-        weight = np.where(is_measured, 1 / (self.variance + between), 0)
+        weight = np.where(is_measured, 1 / (noise + between), 0)
         weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1 / HIDDEN)
-        own = np.maximum(np.nan_to_num(self.variance) - self.control_error**2, 0)
-        shared = np.sqrt((weight**2 * self.control_error**2).sum(axis=1))
+        own = np.maximum(np.nan_to_num(noise) - control_error**2, 0)
+        shared = np.sqrt((weight**2 * control_error**2).sum(axis=1))
         variance = np.where(is_measured.any(axis=1), (weight**2 * own).sum(axis=1), HIDDEN)
         return (weight * effect).sum(axis=1), variance, shared
 
@@ -170,8 +180,9 @@ class ConditionField:
         effect = np.full((len(self.genes), len(self.effect)), np.nan)
         variance, shared = np.zeros_like(effect), np.zeros((len(effect), 1))
         if row is not None:
-            effect, shared = self.effect[:, row].T - self.common.values.numpy(), self.control_error[row][:, None]
-            variance = self.variance[:, row].T - shared**2
+            values, noise, control_error = self.values(row)
+            effect, shared = values.T - self.common.values.numpy(), control_error[:, None]
+            variance = noise.T - shared**2
         is_measured = ~np.isnan(effect)
         return GaussianProcess.from_arrays(
             np.nan_to_num(effect),

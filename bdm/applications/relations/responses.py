@@ -185,14 +185,6 @@ class Responses(Field):
         names += ["donor_error"] * bool(self.donor_error.size) + ["expected"] * (self.expected is not None)
         return replace(self, genes=self.genes.iloc[rows], **{name: getattr(self, name)[..., rows] for name in names})
 
-    @property
-    def total_variance(self) -> np.ndarray:
-        """Variances of all sampling errors of effects, conditions x cell types x genes."""
-        total = np.empty_like(self.variance)
-        for number in range(len(total)):  # in place, as these arrays are the largest
-            total[number] = self.sampling_variance(number)
-        return total
-
     def sampling_variance(self, number: int) -> np.ndarray:
         """Return variances of sampling errors in a condition, cell types x genes."""
         donors = self.donor_error[number] ** 2 if self.donor_error.size else 0
@@ -250,12 +242,13 @@ class Responses(Field):
             square = square + (self.donor_error**2).mean(axis=0) / 2  # donors of the control are in all conditions
         field = ConditionField(
             effect=self.effect,
-            variance=self.total_variance,
+            variance=self.variance,
             control_error=np.sqrt(square),
             genes=self.genes.index,
             related=related,
             kernels=tuple(related.kernels),
             fit=self.fit,
+            further_errors=(self.baseline_error, *([self.donor_error] if self.donor_error.size else [])),
         )
         return field.on_counts() if self.fit.method == "counts" else field
 
