@@ -288,6 +288,7 @@ STUDIES = {
         "## F1 of a linear classifier\n\n| data | n_train | balanced | branched |",
     ),
     "genes": ("every", "", "| blood | every gene |"),
+    "network": ("prepared autoencoder", "--n-cells 300", "| blood | 300 | network |"),
     "paper": ("prepared autoencoder", "--n-steps 20 --every 9", "| blood | branched, shared ancestors |"),
     "pbmc3k_protocol": ("prepared training", "", "| method | RBF-MMD | W2 |"),
     "populations": (

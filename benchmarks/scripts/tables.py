@@ -319,6 +319,16 @@ STUDIES = {
             scores={"energy": "Energy distance", "forest_auc": "Forest AUC"},
         ),
     ),
+    "network": study(
+        "network",
+        "What a network adds, by the number of cells",
+        Table(
+            "Gain of held-out cells in standard errors, share of their loss that it is, runs that kept the network, "
+            "processor seconds, and energy distance to held-out cells.",
+            ("data", "n_cells", "method"),
+            "score",
+        ),
+    ),
     "paper": study(
         "paper",
         "Branched and linear diffusions",
