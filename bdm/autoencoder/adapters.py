@@ -54,6 +54,11 @@ class Adapters:
         rows = torch.tensor(list(codes), dtype=torch.long)
         return cls(tuple(names), network.decoder.stacked(rows), network.prior_mean[rows])
 
+    @classmethod
+    def none(cls, network: CountAutoencoder) -> Adapters:
+        """Return no decoders."""
+        return cls.from_shared(network, (), ())
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -95,7 +100,7 @@ def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata:
     with threads() as run:
         fitted = run(fit, read_portions(adata, portions, rows, batches))
         monitored = progress(fitted, total=len(portions), doing="type-specific decoders", unit="portion")
-        adapters = Adapters.from_shared(network, (), ()).updated(*monitored)
+        adapters = Adapters.none(network).updated(*monitored)
     return adapters.subset([name for name in populations if name in adapters])
 
 

@@ -104,7 +104,7 @@ class GeneAutoencoder:
             self,
             network=network,
             genes=self.genes.iloc[encoded_features(self.genes)],
-            adapters=Adapters.from_shared(network, (), ()),
+            adapters=Adapters.none(network),
             noise={},
         )
 

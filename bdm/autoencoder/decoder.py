@@ -371,7 +371,7 @@ class Decoder(nn.Module):
         """
         n = len(cell_types)
         loadings = self.encoded_part().loadings.weight.detach()
-        loadings = loadings.expand(n, -1, -1)  # a view, see PaddedCells.evidence
+        loadings = loadings.expand(n, -1, -1)
         return {"loadings": loadings, "offset": self.loadings.bias.detach().repeat(n, 1), **self.noise(cell_types)}
 
     @torch.no_grad()

@@ -91,7 +91,7 @@ def fit_autoencoder(
     one_donor = find_one_donor(cells.obs, sub_populations) if has_donors(adata) else ()
     network_types = (*cell_types, *sub_populations.names)
     if settings.shared_decoder:
-        adapters = Adapters.from_shared(network, (), ())
+        adapters = Adapters.none(network)
     else:
         adapters = fit_adapters(network, network_types, cells, seed=seed)
         adapters = fit_rare_types(network, network_types, cells, adapters, seed=seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import one_hot
 
 from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor
+from bdm._core.store import concat
 from bdm.autoencoder.adapters import MAX_CELLS, Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, AutoencoderShape, Decoder
@@ -93,6 +95,16 @@ def sample_populations(
 # ---- decoder of all populations
 
 
+@dataclass(frozen=True)
+class Regressions:
+    """Regressions of genes on the columns of a design matrix, between two Newton steps."""
+
+    weight: Tensor  # genes x columns
+    noise: Parameters  # genes
+    log_normaliser: Tensor  # of the softmax, cells
+    precision: Tensor  # of the normal prior of weights, columns
+
+
 def fit_decoder(populations: Sequence[SampledCells], encoded: Decoder) -> Decoder:
     """Fit a decoder of other genes for all populations by Newton's method.
 
@@ -115,17 +127,19 @@ def fit_decoder(populations: Sequence[SampledCells], encoded: Decoder) -> Decode
     moments = torch.stack([part.T @ part / len(part) for part in design.split(rows)])
     total = to_tensor(np.asarray(counts.sum(axis=0), dtype=np.float32).ravel()) + 0.5
     weight = torch.zeros(len(total), design.shape[1])
-    weight[:, 0], log_normaliser = (total / total.sum()).log(), torch.zeros(len(latent))
+    weight[:, 0] = (total / total.sum()).log()
     typical = {name: value.mean() for name, value in encoded.noise(torch.arange(n_types)).items()}
     noise = {name: value.expand(len(total)) for name, value in typical.items()}
+    fitted = Regressions(weight, noise, torch.zeros(len(latent)), precision)
 
     @torch.no_grad()  # applies to the current thread only
-    def improve(first: int) -> tuple[Tensor, Parameters, Tensor, Tensor]:
+    def improve(fitted: Regressions, first: int) -> tuple[Tensor, Parameters, Tensor, Tensor]:
         """Return improved weights and noise of a few genes, their sum in each cell, and what data say of weights."""
-        genes = slice(first, first + N_GENES)
-        observed, own, own_noise = to_tensor(counts[:, genes].toarray()), weight[genes], select(noise, genes)
+        genes, precision = slice(first, first + N_GENES), fitted.precision
+        observed, own = to_tensor(counts[:, genes].toarray()), fitted.weight[genes]
+        own_noise = {name: value[genes] for name, value in fitted.noise.items()}
         logits = design @ own.T
-        mean = (logits + (log_size - log_normaliser)[:, None]).exp()
+        mean = (logits + (log_size - fitted.log_normaliser)[:, None]).exp()
         observation = encoded.observation_model.from_parameters(own_noise)
         residual, information = observation.derivatives(observed, mean)
         # In the information matrix of a gene, all cells of a population have the same weight
@@ -145,22 +159,18 @@ def fit_decoder(populations: Sequence[SampledCells], encoded: Decoder) -> Decode
 
     for number in range(N_STEPS):
         with threads() as run:
-            weights, noises, sums, determined = zip(*run(improve, range(0, len(total), N_GENES)), strict=True)
-        weight, log_normaliser = torch.cat(weights), sum(sums).log()
-        noise = {name: torch.cat([part[name] for part in noises]) for name in noise}
+            improved = run(partial(improve, fitted), range(0, len(total), N_GENES))
+            weights, noises, sums, determined = zip(*improved, strict=True)
+        weight, precision = torch.cat(weights), fitted.precision.clone()
         if number > 0:  # before, weights are far from their optimum
             variance = (weight**2).sum(dim=0) / sum(determined)
             precision[loadings] = 1 / variance[loadings].clamp(min=MIN_LOADING_SCALE**2)
-    state = encoded.noise_state({name: value.expand(n_types, -1) for name, value in noise.items()})
-    state |= {"loadings.weight": weight[:, loadings], "loadings.bias": weight[:, 0]}
-    state["batch_offset"] = weight[:, batches].T if n_batches > 1 else torch.zeros(1, len(total))
+        fitted = Regressions(weight, concat(noises), sum(sums).log(), precision)
+    state = encoded.noise_state({name: value.expand(n_types, -1) for name, value in fitted.noise.items()})
+    state |= {"loadings.weight": fitted.weight[:, loadings], "loadings.bias": fitted.weight[:, 0]}
+    state["batch_offset"] = fitted.weight[:, batches].T if n_batches > 1 else torch.zeros(1, len(total))
     shape = AutoencoderShape(len(total), n_types, n_latent, n_batches, encoded.shape.likelihood)
     return encoded.with_state(shape, state)
-
-
-def select(noise: Parameters, genes: slice) -> Parameters:
-    """Select the parameters of genes."""
-    return {name: value[genes] for name, value in noise.items()}
 
 
 # ---- decoders of single populations

@@ -160,7 +160,7 @@ def choose_genes(
         n_dropped = counted(int((~seen).sum()), "gene")
         logger.info("Dropped %s detected in fewer than %d training cells.", n_dropped, min_cells)
     is_listed, is_kept = (np.ones(len(genes), bool) if some is None else genes.isin(some) for some in (listed, kept))
-    is_named = np.logical_or.reduce([genes.isin(some) for some in (listed, kept) if some is not None] or [~seen & seen])
+    is_named = genes.isin([name for some in (listed, kept) if some is not None for name in some])
     if len(rare := names.labels[is_named & ~seen]):
         logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))
     chosen = seen & is_listed

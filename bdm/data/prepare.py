@@ -199,9 +199,7 @@ class PreparedCells:
 
 def counted_cells(counts: sparse.csr_matrix, var: pd.DataFrame) -> np.ndarray:
     """Return a mask of cells with counts of each modality except proteins, and of highly variable genes."""
-    if len(blocks := blocks_of(var)) == 1:
-        return np.diff(counts.indptr) > 0
-    parts = [counts[:, block.features] for block in blocks if block.normalised and block.encoded]
+    parts = [counts[:, block.features] for block in blocks_of(var) if block.normalised and block.encoded]
     return np.asarray(np.logical_and.reduce([np.diff(part.indptr) > 0 for part in parts]))
 
 

@@ -66,7 +66,7 @@ class DonorEffects(Effect, name="donors"):
     @classmethod
     def fit(cls, cells: CellsToFit) -> DonorEffects | None:
         """Estimate donor effects; see :func:`fit_donors`."""
-        return fit_donors(cells.prepared, cells.latent, cells.autoencoder, shifts_in(cells.before))
+        return fit_donors(cells.prepared, cells.latent, cells.autoencoder, shifts_in(cells.effects))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -24,13 +24,13 @@ MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that effects alway
 
 @dataclass(frozen=True)
 class CellsToFit:
-    """Cells that effects are fitted to, and the effects before."""
+    """Cells that effects are fitted to, and the effects that were fitted before."""
 
     prepared: ad.AnnData
-    latent: ad.AnnData  # without the effects before, see :func:`with_residuals`
+    latent: ad.AnnData  # without these effects, see :func:`with_residuals`
     autoencoder: GeneAutoencoder
     seed: int
-    before: Mapping[str, Effect] = field(default_factory=dict)  # by name, in the order of their fit
+    effects: Mapping[str, Effect] = field(default_factory=dict)  # fitted before, by name, in the order of their fit
     # For cells of types that are added to a model: its effects, by name; None for cells of a model's fit
     extended: Mapping[str, Effect] | None = None
 
@@ -143,15 +143,14 @@ def shifts_in(effects: Mapping[str, Effect]) -> list[Shift]:
 def fit_all_effects(cells: CellsToFit) -> CellsToFit:
     """Fit all effects, each given those before.
 
-    Only shifts are fitted to types that are added to a model. Returns the cells without the effects, which are in
-    ``before``.
+    Only shifts are fitted to types that are added to a model. Returns the effects, and the cells without them.
     """
     kinds = [EFFECTS.find(name) for name in EFFECTS.names]
     for kind in sorted(kinds, key=lambda kind: (kind.is_random, not issubclass(kind, Shift))):
         if (cells.extended is None or issubclass(kind, Shift)) and (effect := kind.fit(cells)) is not None:
-            cells = replace(cells, before={**cells.before, kind.name: effect})
+            cells = replace(cells, effects={**cells.effects, kind.name: effect})
             if isinstance(effect, Shift):
-                cells = replace(cells, latent=with_residuals(cells.latent, shifts_in(cells.before)))
+                cells = replace(cells, latent=with_residuals(cells.latent, shifts_in(cells.effects)))
     return cells
 
 
@@ -187,5 +186,5 @@ def with_residuals(latent: ad.AnnData, effects: Sequence[Shift]) -> ad.AnnData:
         shift = sum(effect.latent(inputs.iloc[rows], population, cell_type) for effect in own).numpy()  # type: ignore[union-attr]
         mean[rows] = centre + q * (mean[rows] - centre - (1 - scale[rows] ** 2) * shift)
         scale[rows] *= np.sqrt(q)
-    latent.layers.update({RESIDUAL: mean, RESIDUAL_SCALE: scale})
-    return latent
+    layers = {**latent.layers, RESIDUAL: mean, RESIDUAL_SCALE: scale}
+    return ad.AnnData(latent.X, obs=latent.obs, var=latent.var, uns=latent.uns, layers=layers)

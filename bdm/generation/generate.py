@@ -244,7 +244,7 @@ def decode_chunk(model: BranchedModel, chunk: Chunk, seed: int, inputs: pd.DataF
     observation = generated_noise(model, chunk.population, inputs)
     for portion in portions_of(chunk):
         at = portion.select(inputs)
-        x = model.at(portion.padded, chunk.population, at)
+        x = model.moved(portion.padded, chunk.population, at)
         expected = portion.without_padding(expected_counts(model, x, at, chunk.population))
         for_counts = numpy_generator(seed, "counts", chunk.population, portion.start)
         counts.append(sample_counts(model, expected, chunk.population, for_counts, observation))

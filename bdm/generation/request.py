@@ -34,7 +34,7 @@ from bdm.generation.covariate_values import (
     require_covariates,
     spread_evenly,
 )
-from bdm.model.match import batch_names, labels_of, mask_known_types, named_batches
+from bdm.model.match import find_batch_column, labels_of, mask_known_types, named_batches
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 
@@ -207,7 +207,7 @@ def cells_like(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_K
     labels = labels_of(adata.obs, model, keys)
     known, obs = mask_known_types(labels, model, done="Not counted:"), with_written_names(adata.obs)
     table = obs[[name for name in model.input_names if name in obs]].assign(cell_type=labels)
-    column = next((name for name in (keys.batch_key, *batch_names(model)) if name in adata.obs), None)
+    column = find_batch_column(adata.obs, model, keys)
     if model.autoencoder.batches and column is not None:
         table["batch"] = named_batches(adata.obs, column)
     if model.space is None:

@@ -66,7 +66,7 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
 def summarise_chunk(model: BranchedModel, chunk: Chunk, inputs: pd.DataFrame) -> Expression:
     """Compute mean and variance of each gene in a chunk of generated cells."""
     at = inputs.iloc[chunk.start : chunk.start + len(chunk.x)]
-    counts = expected_counts(model, model.at(chunk.x, chunk.population, at), at, chunk.population).astype(np.float64)
+    counts = expected_counts(model, model.moved(chunk.x, chunk.population, at), at, chunk.population).astype(np.float64)
     per_count = per_10k(counts, model.autoencoder.modalities)
     expression = counts * per_count
     # Law of total variance, with the variance of counts

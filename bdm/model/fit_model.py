@@ -105,7 +105,7 @@ def fit_and_encode(
     record = provenance(seed=seed, settings=asdict(settings), **facts, **preparation(prepared))
     autoencoder, losses = fit_autoencoder(prepared, settings, seed=seed, device=device, provenance=record)
     encoded = fit_all_effects(CellsToFit(prepared, encode(prepared, autoencoder), autoencoder, seed))
-    return EncodedCells(autoencoder, encoded.latent, dict(encoded.before)), losses
+    return EncodedCells(autoencoder, encoded.latent, dict(encoded.effects)), losses
 
 
 def fit_hierarchy(latent: ad.AnnData, settings: HierarchySettings, *, seed: int, tree: Tree | None = None) -> Hierarchy:
@@ -173,7 +173,7 @@ def measure_protein_levels(model: BranchedModel, populations: Iterable[str], *, 
         n_cells = int(share.sum())
         batch = generator.choice(model.composition.columns, N_CELLS, p=share / n_cells)
         at = at.assign(batch=batch) if autoencoder.batches else at
-        mean = expected_counts(model, model.at(x, population, at), at, population)[:, proteins]
+        mean = expected_counts(model, model.moved(x, population, at), at, population)[:, proteins]
         observation = generated_noise(model, population).of_genes(proteins)
         before = quantiles(observation.sample(mean, generator).toarray(), generator, n_cells=n_cells)
         log_factor = (mean_count(autoencoder.levels[population]) / mean_count(before)).log().float()

@@ -118,7 +118,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     is_known = mask_known_types(labels, model)
     cells = adata[is_known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
-    column = next((name for name in (keys.batch_key, *batch_names(model)) if name in cells.obs), None)
+    column = find_batch_column(cells.obs, model, keys)
     batch = None if column is None else named_batches(cells.obs, column)
     donor_key = model.preparation.get("donor_key")
     donor = cells.obs[donor_key].to_numpy(dtype=str) if donor_key in cells.obs else None
@@ -220,6 +220,11 @@ def batch_names(model: BranchedModel) -> tuple[str, ...]:
     """Return candidate columns of batches: the model's (also as written), and ``batch``."""
     key = model.preparation["batch_key"]
     return ("batch",) if key is None else (key, writable_name(key), "batch")
+
+
+def find_batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys) -> str | None:
+    """Return the first column that may have the batches; None if there is none."""
+    return next((name for name in (keys.batch_key, *batch_names(model)) if name in obs), None)
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> str | None:

@@ -176,7 +176,7 @@ class BranchedModel:
         """Return the effects whose inputs are columns of ``at``."""
         return [effect for effect in self.effects.values() if set(effect.inputs) <= set(at.columns)]
 
-    def at(self, x: Tensor, population: str, at: pd.DataFrame) -> Tensor:
+    def moved(self, x: Tensor, population: str, at: pd.DataFrame) -> Tensor:
         """Move whitened cells of a population to their inputs, such as batch and covariates (columns of ``at``)."""
         for effect in reversed(self.effects_at(at)):  # the effects that were fitted last are within the others
             x = effect.move(x, at, population, self.latent_space)

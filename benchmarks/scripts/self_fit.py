@@ -95,7 +95,7 @@ def decode_posteriors(encoded: EncodedCells, model: BranchedModel, *, seed: int)
     parts = []
     for population, rows in obs.groupby("sub_population", observed=True).indices.items():
         at = obs.iloc[rows][[name for name in ("batch", *model.input_names) if name in obs]]
-        mean = expected_counts(model, model.at(x[rows], population, at), at, population)
+        mean = expected_counts(model, model.moved(x[rows], population, at), at, population)
         counts = sample_counts(model, mean, population, numpy_generator(seed, "posterior counts", population))
         parts.append(AnnData(counts, obs=obs.iloc[rows]))
     return concat(parts)

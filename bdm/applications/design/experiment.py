@@ -65,7 +65,7 @@ class ReferenceCells:
         @cache
         def mean_counts(population: str, batch: str | None, covariates: Covariates, n_cells: int) -> np.ndarray:
             at = inputs(population, covariates).assign(**({} if batch is None else {"batch": batch}))
-            x = model.at(whitened(population), population, at)[:n_cells]
+            x = model.moved(whitened(population), population, at)[:n_cells]
             expected = expected_counts(model, x, at[:n_cells], population)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
@@ -126,7 +126,7 @@ class DesignedExperiment:
         at = self.in_samples(pd.concat(parts).sort_index(), sample)
         if places is not None:
             at = at.assign(**{name: places[name].to_numpy() for name in places})
-        return self.with_donors.at(self.reference.whitened(population)[to_tensor(rows)], population, at), at
+        return self.with_donors.moved(self.reference.whitened(population)[to_tensor(rows)], population, at), at
 
     def in_samples(self, at: pd.DataFrame, sample: np.ndarray) -> pd.DataFrame:
         """Add batches, if the model has them, and donors of samples (rows) to the inputs of cells."""

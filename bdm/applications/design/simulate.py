@@ -168,7 +168,7 @@ class Simulation:
         rows = np.arange(first, first + portion.n_cells)
         group = CellGroup(population, self.cells.sample[rows], self.cells.response[rows], (portion.start,))
         at = portion.select(self.experiment.inputs[population])
-        x = self.experiment.with_donors.at(portion.padded, population, at)
+        x = self.experiment.with_donors.moved(portion.padded, population, at)
         droplets = self.singlets(x, at, group)
         self.add_partners(droplets, rows, group, at)
         if self.ambient is not None:

@@ -158,7 +158,7 @@ def add_type(
         provenance=provenance,
         levels=training_levels(fitted_cells, autoencoder.proteins, seed=seed),
         noise=fit_count_noise(fitted_cells, larger_autoencoder, moments.populations, seed=seed),
-        effects=dict(without_effects.before),
+        effects=dict(without_effects.effects),
     )
     generated = measure_protein_levels(extended(model, extension), extension.levels, seed=seed)
     extension = replace(extension, generated_levels=generated)

@@ -115,7 +115,7 @@ def transmuted_blocks(
         for old_name, new_name in sorted(set(zip(population, new, strict=True))):
             cells = np.flatnonzero((population == old_name) & (new == new_name))
             transmuted = transmute(x[cells], old_name, new_name, generator)
-            x[cells] = model.at(transmuted, new_name, at.iloc[cells])
+            x[cells] = model.moved(transmuted, new_name, at.iloc[cells])
             expected = expected_counts(model, x[cells], at.iloc[cells], new_name)
             for_counts = numpy_generator(seed, "transmuted counts", block, old_name, new_name)
             groups.append((cells, sample_counts(model, expected, new_name, for_counts)))
