@@ -3,7 +3,7 @@ import json
 import os
 import re
 import shutil
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -322,8 +322,11 @@ def test_page_has_scores_in_space_if_cells_have_positions(results, text):
         for name, value in zip((GENERATED, FLOOR), pair, strict=True)
     ]
     table = pd.concat([results.evaluation.scores, score_table(rows, [GENERATED])], ignore_index=True)
-    page = report_page(replace(results, evaluation=replace(results.evaluation, scores=table)))
+    drawn = results.figures | {"evaluation/space.png": b"maps"}
+    page = report_page(replace(results, evaluation=replace(results.evaluation, scores=table), figures=drawn))
     placed = page.partition("Positions")[2]
+    assert "Moran's I of a gene is near 1" in placed
+    assert b64encode(b"maps").decode() in placed
     [row] = rows_of(placed, "groups")  # without the score that has no value
     assert row[1:3] == ["Moran's I: r", "0.87 floor 0.98"]
 

@@ -147,6 +147,7 @@ def template_variables(results: Results) -> dict[str, Any]:
         "prior": model.prior.description,
         "scores": [each for each in results.verdict.findings if each.kind == ALL],
         "groups": groups(results),
+        "kinds": KINDS,
         "modalities": len(model.autoencoder.modalities) > 1,
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": list(nodes(results)),
@@ -187,17 +188,17 @@ def types(results: Results) -> list[dict[str, Any]]:
 
 
 def groups(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Return table rows of batches, donors, sections, covariates, modalities and space, by heading."""
+    """Return table rows of other genes, batches, donors and so on, by kind of group."""
     findings = {(each.kind, each.group, each.score): each for each in results.verdict.findings}
-    headings = {kind: name.capitalize() for kind, name in KINDS.items() if kind != ALL}
-    table = results.evaluation.scores_of(*headings)
+    kinds = [kind for kind in KINDS if kind != ALL]
+    table = results.evaluation.scores_of(*kinds)
     known = table[(table["set"] == GENERATED) & table["value"].notna() & table["score"].isin(SCORES)]
     return {
-        heading: [
+        kind: [
             {**row, "name": SCORES[row["score"]].title, "finding": findings.get((kind, row["group"], row["score"]))}
             for row in known[known["kind"] == kind].to_dict("records")
         ]
-        for kind, heading in headings.items()
+        for kind in kinds
         if (known["kind"] == kind).any()
     }
 
