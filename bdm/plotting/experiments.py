@@ -1,5 +1,7 @@
 """Figures of audits, power analyses and transmutation."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -209,15 +211,15 @@ def transmutation(evaluation: TransmutationEvaluation) -> Figure:
         bdm.pl.transmutation(model.evaluate_transmuted(adata, adata_transmuted, adata_test=adata_test))
         bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
-    return draw_transmutation_scores(evaluation)
+    scores = evaluation.scores[evaluation.scores["kind"] == TYPE]
+    return draw_scores_of_transmutation(scores, evaluation.original_types, evaluation.to)
 
 
-def draw_transmutation_scores(evaluation: TransmutationEvaluation) -> Figure:
-    """Draw one panel per score, one row per original type, one marker per set.
+def draw_scores_of_transmutation(table: pd.DataFrame, types: Sequence[str], to: str) -> Figure:
+    """Draw one panel per ``score``, one row per original type (``group``), one marker per ``set``.
 
     The labels give the energy distance of unchanged cells, which is too large to draw.
     """
-    table, types = evaluation.scores[evaluation.scores["kind"] == TYPE], evaluation.original_types
     by_score = {score: wide(rows, "group").reindex(types) for score, rows in table.groupby("score")}
     figure = new_figure(15, 1.8 + max(0.4, 0.08 * table["set"].nunique()) * len(types))
     axes = figure.subplots(1, len(PANELS), sharey=True)
@@ -227,8 +229,7 @@ def draw_transmutation_scores(evaluation: TransmutationEvaluation) -> Figure:
     before = by_score["energy"][UNCHANGED]
     name_rows(axes[0], [f"{shortened(name)} (before: {before[name]:.1f})" for name in types])
     draw_legend(figure, axes[0])
-    to = shortened(evaluation.to)
-    figure.supxlabel(f"cells transmuted to {to}; in brackets: energy distance before", fontsize=9)
+    figure.supxlabel(f"cells transmuted to {shortened(to)}; in brackets: energy distance before", fontsize=9)
     return figure
 
 

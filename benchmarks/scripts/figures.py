@@ -10,8 +10,9 @@ from property_distances import PROPERTIES
 
 from bdm.applications.audit.attacks import ATTACKS, COPIES
 from bdm.applications.power.differential import METHODS as TESTS
+from bdm.data.cells import FLOOR
 from bdm.plotting.evaluation import set_styles
-from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_transmutation_scores
+from bdm.plotting.experiments import LABELS, PANELS, STYLES, draw_scores_of_transmutation
 from bdm.plotting.style import IDEAL_LINE, shade_rows
 
 MAX_DISTANCE = 0.2  # beyond the floor; upper end of the colour scale
@@ -90,9 +91,12 @@ def draw_transmuted(rows: pd.DataFrame) -> Figure:
     """Draw the scores of the first data set, by type and strategy."""
     of_first = rows[rows["data"] == rows["data"].iloc[0]]
     types = of_first["original_type"] + " → " + of_first["to"].str.split("|").str[-1]
-    table = of_first.assign(original_type=types, set=of_first["method"])
-    means = table.pivot_table(index=["original_type", "set"], columns="score", values="value", sort=False)
-    return draw_transmutation_scores(means[[*PANELS]], "the type named")
+    table = of_first.assign(group=types, set=of_first["method"])
+    keys = ["group", "score", "set"]
+    means = table[table["score"].isin(PANELS)].groupby(keys, sort=False)["value"].mean().unstack("set")
+    floor = means.pop(FLOOR).rename("floor")
+    long = means.rename_axis(columns="set").stack().rename("value").reset_index().join(floor, on=["group", "score"])
+    return draw_scores_of_transmutation(long, types.unique(), "the type named")
 
 
 def draw_attacks(rows: pd.DataFrame) -> Figure:
