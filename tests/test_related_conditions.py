@@ -163,7 +163,7 @@ def test_sets_and_numbers_relate_conditions():
 def test_columns_with_a_common_prefix_form_a_set():
     features = pd.DataFrame({"x:1": [3, 0, 1], "x:2": [4, 2, 0], "y:1": [1, 1, 0], "y:2": [0, 1, 0]}, index=[*"ABC"])
     related = relate([*"ABC"], features)
-    assert [kernel.feature for kernel in related.kernels] == ["all sets", "x", "y", "y:1"]  # y:2 has one member
+    assert [kernel.feature for kernel in related.kernels] == [":all sets", "x", "y", "y:1"]  # y:2 has one member
     np.testing.assert_allclose(kernels_of(related, "x")[0], [[1, 0.8, 0.6], [0.8, 1, 0], [0.6, 0, 1]])
     np.testing.assert_allclose(kernels_of(related, "y")[0], [[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 0]])
 
@@ -174,6 +174,17 @@ def test_expanded_sets_leave_out_each_member_once():
     diagonals = sorted(np.diag(kernel.matrix).tolist() for kernel in kernels if kernel.feature == "interferon")
     assert diagonals == [[0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
     assert [kernel.without for kernel in kernels if kernel.feature == "interferon"] == ["", "JAK2", "SMAD4", "STAT1"]
+
+
+def test_perturbations_and_features_may_have_any_name():
+    names = {"JAK2": "unmeasured", "interferon": "all sets", "size": "numbers"}
+    renamed = FEATURES.rename(index=names, columns=names)
+    for expanded in ((), ("interferon",)):
+        usual = replace(relate([*FEATURES.index], FEATURES), expanded=expanded).kernels
+        kernels = replace(relate([*renamed.index], renamed), expanded=tuple(names[each] for each in expanded)).kernels
+        assert [(names.get(each.feature, each.feature), each.without) for each in usual] == [
+            (each.feature, {"unmeasured": "JAK2"}.get(each.without, each.without)) for each in kernels
+        ]
 
 
 def test_members_of_a_set_without_cells_follow_it_or_not():
@@ -221,7 +232,7 @@ def test_kernels_are_positive_semi_definite():
     names = [f"{name}, {dose}" for name in ("A", "B", "A+B", "C+D", "B+G") for dose in (0.1, 2, 30)]
     related = replace(relate([*names, "A+B, 0.1+30"], features, "+", True), expanded=("set",))
     places = places_of(related, "E+F, 100", "A+G, 3+0.5")
-    assert {kernel.feature for kernel in related.kernels} == {"", "set", "n", "numbers", "embedding"}
+    assert {kernel.feature for kernel in related.kernels} == {"", "set", "n", ":numbers", "embedding"}
     assert {kernel.without for kernel in related.kernels} == {"", *"ABD"}
     for kernel in related.kernels:
         assert np.linalg.eigvalsh(kernel(places, places)).min() > -1e-9

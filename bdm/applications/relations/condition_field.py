@@ -10,7 +10,7 @@ import pandas as pd
 
 from bdm.applications.relations.gaussian_process import HIDDEN, N_GENES, WEAK_CONSTANTS, GaussianProcess, Prior
 from bdm.applications.relations.pseudobulk import MIN_CHANGE
-from bdm.applications.relations.related_conditions import UNMEASURED, ConditionKernel, RelatedConditions
+from bdm.applications.relations.related_conditions import ConditionKernel, RelatedConditions
 
 N_EXPECTED = 100  # genes with the largest expected squares, for the expected error of a condition
 MIN_CONDITIONS = 4  # minimum number of left-out conditions to learn how errors differ between conditions
@@ -216,7 +216,7 @@ class ConditionField:
         over genes, it is (PRIOR_MEMBERS / 2 + k) / (PRIOR_MEMBERS + n).
         """
         numbers = range(len(self.kernels))
-        seen = [number for number in numbers if self.kernels[number].without != UNMEASURED]
+        seen = [number for number in numbers if self.kernels[number].without is not None]
         prior = replace(process, kernels=process.kernels[: len(seen)]).fit(constants=WEAK_CONSTANTS).prior
         shares = prior.kernel_shares(len(seen))
         for number in numbers[len(seen) :]:

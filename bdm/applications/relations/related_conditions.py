@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 EXPONENTS = (0.0, 0.5, 1.0)  # candidates for a
 LENGTHS = (0.3, 1.0)  # length scales of smooth dose curves; the largest dose is at 1, the control at 0
-UNMEASURED = "unmeasured"
-ALL_SETS = "all sets"  # the responses to sets add up
-NUMBERS = "numbers"  # all columns of numbers together
+# Names of sets of features that no column has, as a prefix before a colon is not empty
+ALL_SETS = ":all sets"  # the responses to sets add up
+NUMBERS = ":numbers"  # all columns of numbers together
 LENGTHS_OF_NUMBERS = (0.5, 1.0, 2.0)  # of smooth functions, in standard deviations of each number
 N_EC50 = 3  # half-maximal doses of saturating curves, from the smallest dose to the largest
 
@@ -46,7 +46,7 @@ class ConditionKernel:
     """Candidate kernel between conditions."""
 
     feature: str  # name of the set of features; empty for the parts alone
-    without: str  # perturbation that does not follow the set; UNMEASURED for all without cells, empty for none
+    without: str | None  # perturbation that does not follow the set; None for all without cells, empty for none
     values: np.ndarray | None  # F of A = F F', parts x columns; None for the identity
     exponent: float  # a
     curve: Curve  # D
@@ -164,7 +164,7 @@ class RelatedConditions:
         """
         exponents = EXPONENTS if self.has_part.sum(axis=1).max() > 1 else EXPONENTS[:1]
         curves = dose_curves(self.dose[self.has_part]) if self.is_dosed else [curve(np.ones_like, np.multiply)]
-        candidates: list[tuple[str, str, np.ndarray | None]] = [*self.part_features]
+        candidates: list[tuple[str, str | None, np.ndarray | None]] = [*self.part_features]
         if (self.has_part.sum(axis=0) > 1).any():
             candidates.insert(0, ("", "", None))
         kernels: list[ConditionKernel] = []
@@ -175,18 +175,18 @@ class RelatedConditions:
                 if kernel.matrix.any() and not any(np.allclose(kernel.matrix, known.matrix) for known in alike):
                     alike.append(kernel)
             kernels += alike
-        return sorted(kernels, key=lambda kernel: kernel.without == UNMEASURED)
+        return sorted(kernels, key=lambda kernel: kernel.without is None)
 
     @property
-    def part_features(self) -> list[tuple[str, str, np.ndarray]]:
-        """Each set, the member that it lacks, and its features F, parts x columns.
+    def part_features(self) -> list[tuple[str, str | None, np.ndarray]]:
+        """Each set, the member that it lacks (see :class:`ConditionKernel`), and its features F, parts x columns.
 
         The kernel between parts is A = F F'.
 
         Columns with a prefix in common, such as "embedding:1" and "embedding:2", form a set with cosines of their rows.
         Binary columns are sets of their own, too, and all of them together are a set of features.
         """
-        candidates: list[tuple[str, str, np.ndarray]] = []
+        candidates: list[tuple[str, str | None, np.ndarray]] = []
         joined: dict[str, list[str]] = {}  # columns by the prefix before a colon
         for name in self.features:
             joined.setdefault(name.partition(":")[0], []).append(name)
@@ -204,15 +204,15 @@ class RelatedConditions:
                 if len(names) == 1 or is_binary(column):
                     candidates.append((name, "", column[:, None]))
                 if is_binary(column) and (column > is_measured).any():
-                    candidates.append((name, UNMEASURED, (column * is_measured)[:, None]))
+                    candidates.append((name, None, (column * is_measured)[:, None]))
                 for row in np.flatnonzero(column * is_measured) if is_binary(column) and name in self.expanded else ():
                     others = np.where(np.arange(len(column)) == row, 0, column)
                     candidates.append((name, self.parts[row], others[:, None]))
-        unique = dict[tuple[bool, bytes], tuple[str, str, np.ndarray]]()
+        unique = dict[tuple[bool, bytes], tuple[str, str | None, np.ndarray]]()
         for feature, without, values in candidates:
             is_set = values.any(axis=1).sum() > 1  # one perturbation alone relates nothing
-            if is_set or without == UNMEASURED:
-                unique.setdefault((without == UNMEASURED, values.tobytes()), (feature, without, values))
+            if is_set or without is None:
+                unique.setdefault((without is None, values.tobytes()), (feature, without, values))
         return [*unique.values()]
 
     def functions_of_numbers(self, is_measured: np.ndarray) -> list[np.ndarray]:
