@@ -273,6 +273,17 @@ def test_changes_on_branches_have_the_standard_deviation_of_correlated_types(cel
     assert row["change"] / row["z"] == pytest.approx(np.sqrt(weight @ posterior @ weight) / np.log(2), rel=1e-4)
 
 
+def test_branches_without_measured_types_have_wider_intervals(cells):
+    """They are calibrated as predictions of types that were left out."""
+    fitted = tl.respond(cells[~(cells.obs["kind"].isin(["a", "b"]) & (cells.obs["condition"] == "stim"))], SETTINGS)
+    [prior] = fitted.priors
+    twice = replace(fitted, priors=(replace(prior, calibration=prior.calibration * [[2], [1]]),))
+    z, half = (each.branches("stim").set_index(["cell_types", "gene"])["z"] for each in (fitted, twice))
+    ratio = (z / half[z.index]).groupby("cell_types").mean()
+    assert (ratio[["a", "b", "a; b"]] == 2).all()
+    assert (ratio.drop(["a", "b", "a; b"]) == 1).all()
+
+
 # ---- cells
 
 

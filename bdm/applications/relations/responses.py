@@ -29,7 +29,6 @@ MAX_ERROR = 0.95  # error relative to unchanged cells; above, predictions are ca
 MAX_ERROR_RATIO = 0.95  # error relative to the mean response's; above, predictions are called no better
 N_COMPARED = 100  # genes with the most significant changes of a type, for errors
 METHODS = ("predicted", "permuted", "common", "nearest", "halves")  # columns of errors
-MEASURED = 1  # kind of predictions in the calibration of priors; 0 without a measurement
 NEW_CONDITION = "A condition without measurements"  # subject of warnings
 MIN_SD = 1e-4  # of log fold changes; below, genes are unchanged under all hypotheses
 NO_ERRORS = pd.DataFrame(columns=["left_out", "condition", "cell_type", "size", *METHODS])
@@ -371,7 +370,8 @@ class Responses(Field):
         predicted = self.predict_types(condition, self.profile[rows], rows, genes, weights)
         means, changes = np.split(predicted.mean, 2, axis=1)
         means, changes = means + expected, changes + expected * np.array([each is None for each in parents])
-        sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, MEASURED)
+        is_measured = (below @ self.measured.loc[names, condition].to_numpy() > 0).astype(int)  # any type of the branch
+        sd = np.sqrt(predicted.variance[:, len(below) :]) * self.priors[number].sd_factors(changes, is_measured)
         for column, node in enumerate(related.nodes):
             table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index[genes]})
             table["mean"], table["change"] = means[:, column] / np.log(2), changes[:, column] / np.log(2)
