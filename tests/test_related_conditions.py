@@ -344,7 +344,7 @@ def test_mixtures_are_predicted_by_counts_better_than_by_the_nearest():
     logs = ConditionField(
         effect=truth + rng.normal(0, 0.03, truth.shape),
         variance=np.full(truth.shape, 0.03**2),
-        control_error=np.full((1, 80), 0.01),
+        shared_error=np.full((1, 80), 0.01),
         genes=GENES[:80],
         related=related,
         kernels=tuple(related.kernels),

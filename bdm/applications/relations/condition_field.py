@@ -85,7 +85,7 @@ class ConditionField:
 
     effect: np.ndarray  # log fold changes, conditions x types x genes; NaN if not measured
     variance: np.ndarray  # sampling variances, likewise
-    control_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
+    shared_error: np.ndarray  # standard deviation of the error that all conditions of a type share, types x genes
     genes: pd.Index
     related: RelatedConditions
     kernels: tuple[ConditionKernel, ...]  # candidates
@@ -102,13 +102,13 @@ class ConditionField:
 
     def values(self, types: slice | int = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the values of types, their sampling variances, and the errors that all conditions share."""
-        effect, control_error = self.effect[:, types], self.control_error[types]
+        effect, shared_error = self.effect[:, types], self.shared_error[types]
         variance = sum((error[..., types, :] ** 2 for error in self.further_errors), self.variance[:, types])
         if self.unit is None:
-            return effect, variance, control_error
+            return effect, variance, shared_error
         ratio = np.exp(effect)
-        own = ratio**2 * np.maximum(variance - control_error**2, 0)
-        return (ratio - 1) / self.unit, (own + control_error**2) / self.unit**2, control_error / self.unit
+        own = ratio**2 * np.maximum(variance - shared_error**2, 0)
+        return (ratio - 1) / self.unit, (own + shared_error**2) / self.unit**2, shared_error / self.unit
 
     def in_logs(self, mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Convert predictions (genes x others) to log fold changes and their variances."""
@@ -129,7 +129,7 @@ class ConditionField:
 
     def select_genes(self, rows: slice | np.ndarray) -> Self:
         """Select a subset of the genes."""
-        arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "control_error")}
+        arrays = {name: getattr(self, name)[..., rows] for name in ("effect", "variance", "shared_error")}
         unit = None if self.unit is None else self.unit[rows]
         further = tuple(error[..., rows] for error in self.further_errors)
         return replace(self, **arrays, genes=self.genes[rows], unit=unit, further_errors=further)
@@ -159,7 +159,7 @@ class ConditionField:
         The variance between types is estimated for each gene. Returns averages, the variances of their independent
         errors, and the standard deviations of the errors that conditions share, each conditions x genes.
         """
-        values, noise, control_error = self.values()
+        values, noise, shared_error = self.values()
         is_measured, effect = ~np.isnan(values), np.nan_to_num(values)
         precision = np.where(is_measured, 1 / np.maximum(noise, 1e-12), 0)
         total = np.maximum(precision.sum(axis=1), 1 / HIDDEN)  # conditions may have no values in half of the cells
@@ -170,8 +170,8 @@ class ConditionField:
         between = np.maximum(excess / np.maximum(scale, 1e-12), 0) if self.deviates else np.zeros_like(scale)
         weight = np.where(is_measured, 1 / (noise + between), 0)
         weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1 / HIDDEN)
-        own = np.maximum(np.nan_to_num(noise) - control_error**2, 0)
-        shared = np.sqrt((weight**2 * control_error**2).sum(axis=1))
+        own = np.maximum(np.nan_to_num(noise) - shared_error**2, 0)
+        shared = np.sqrt((weight**2 * shared_error**2).sum(axis=1))
         variance = np.where(is_measured.any(axis=1), (weight**2 * own).sum(axis=1), HIDDEN)
         return (weight * effect).sum(axis=1), variance, shared
 
@@ -180,8 +180,8 @@ class ConditionField:
         effect = np.full((len(self.genes), len(self.effect)), np.nan)
         variance, shared = np.zeros_like(effect), np.zeros((len(effect), 1))
         if row is not None:
-            values, noise, control_error = self.values(row)
-            effect, shared = values.T - self.common.values.numpy(), control_error[:, None]
+            values, noise, shared_error = self.values(row)
+            effect, shared = values.T - self.common.values.numpy(), shared_error[:, None]
             variance = noise.T - shared**2
         is_measured = ~np.isnan(effect)
         return GaussianProcess.from_arrays(

@@ -72,9 +72,10 @@ class Hypothesis:
 
     @property
     def squares(self) -> dict[str, float]:
-        """Variances of what all places, related places, and single places have in common."""
+        """Variances of what all, related and single places have in common, and of the effect of the covariate."""
         square, shared = self.strength**2, self.shared if self.kernel >= 0 else 0.0
-        return {"common": self.constant**2, "related": square * shared, "own": square * (1 - shared)}
+        of_places = {"common": self.constant**2, "related": square * shared, "own": square * (1 - shared)}
+        return of_places | {"level": self.level**2}
 
 
 UNCHANGED = Hypothesis(kernel=-1, shared=0.0, strength=0.05, constant=0.0, level=0.0)  # but for 5% at each place
@@ -369,7 +370,7 @@ class GaussianProcess(Result):
         if root is None:
             identity = torch.eye(self.n_places, dtype=torch.double)
             same = squares["related"] * self.kernels[hypothesis.kernel] + squares["own"] * identity
-            covariance = with_level(squares["common"] + same, hypothesis, x, x) + self.sampling_covariance
+            covariance = with_level(squares["common"] + same, squares["level"], x, x) + self.sampling_covariance
             return Covariance.from_matrix(covariance)
         related = (squares["related"] ** 0.5 * root).expand(len(x), *root.shape)
         constant, level = torch.full_like(x, hypothesis.constant), hypothesis.level * x
@@ -428,7 +429,7 @@ class GaussianProcess(Result):
         for chunk, sums in zip(self.chunks(), (x @ weight.T).split(self.chunk_size), strict=True):
             logs, means, spread, terms = [], [], [], []
             for hypothesis, log_share, posterior in chunk.posteriors():
-                squares, square, number = hypothesis.squares, hypothesis.level**2, hypothesis.kernel
+                squares, number = hypothesis.squares, hypothesis.kernel
                 parts = {
                     "common": squares["common"] * total[:, None].expand(-1, self.n_places),
                     "related": squares["related"] * with_measured[number],
@@ -436,7 +437,7 @@ class GaussianProcess(Result):
                 }
                 by_term = {name: posterior.weights @ part.T for name, part in parts.items()}
                 by_level = (chunk.covariate * posterior.weights).sum(dim=1, keepdim=True)
-                by_term["level"] = (square * by_level + self.prior.slope) * sums
+                by_term["level"] = (squares["level"] * by_level + self.prior.slope) * sums
                 logs.append(posterior.evidence[:, None] + log_share)
                 terms.append(torch.stack([by_term[name] for name in TERMS]))
                 means.append(terms[-1].sum(dim=0))
@@ -444,10 +445,10 @@ class GaussianProcess(Result):
                     spread.append(torch.zeros_like(means[-1]))
                     continue
                 same_for_genes = parts["common"] + parts["related"] + parts["own"]
-                covariance = with_level(same_for_genes, hypothesis, sums, chunk.covariate)
+                covariance = with_level(same_for_genes, squares["level"], sums, chunk.covariate)
                 explained = (posterior.covariance.solve(covariance.mT.contiguous()).mT * covariance).sum(dim=2)
                 prior = squares["common"] * total**2 + squares["related"] * alone[number] + squares["own"] * alone[-1]
-                spread.append(prior + square * sums**2 - explained)
+                spread.append(prior + squares["level"] * sums**2 - explained)
             share = torch.softmax(torch.stack(logs), dim=0)
             mean, variance = average_mixture(logs, means, spread)
             results.append((mean, variance, (share[:, None] * torch.stack(terms)).sum(dim=0)))
@@ -629,9 +630,9 @@ def low_rank_root(kernel: Tensor, max_rank: int) -> Tensor | None:
     return torch.stack(columns, dim=1) if columns else kernel[:, :0]
 
 
-def with_level(covariance: Tensor, hypothesis: Hypothesis, left: Tensor, right: Tensor) -> Tensor:
+def with_level(covariance: Tensor, square: float, left: Tensor, right: Tensor) -> Tensor:
     """Add the covariate's term to a covariance that all genes share, genes x places x places."""
-    return torch.baddbmm(covariance[None], left[:, :, None], right[:, None], alpha=hypothesis.level**2)
+    return torch.baddbmm(covariance[None], left[:, :, None], right[:, None], alpha=square)
 
 
 def select_hypotheses(evidence: Tensor, always: int) -> tuple[list[int], Tensor]:

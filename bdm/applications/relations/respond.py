@@ -208,7 +208,8 @@ def choose_method(errors: pd.DataFrame) -> str:
         return "logs"
     square = (errors.filter([*METHODS_OF_CONDITIONS, "halves"]) ** 2).mul(errors["size"] ** 2, axis=0)
     square = square.groupby(errors["condition"]).mean()
-    excess = max(square["logs"].mean() - square.pop("halves").mean() / 2, 0)  # beyond the error of measurements
+    halves = square.pop("halves")
+    excess = max(square["logs"].mean() - halves.mean() / 2, 0)  # beyond the error of measurements
     gain = square.rsub(square["logs"], axis=0)
     mean, least = gain.mean(), np.maximum(gain.std() / np.sqrt(len(gain)), MIN_GAIN * excess)
     return str(mean.where(mean > least, 0).fillna(0).idxmax())

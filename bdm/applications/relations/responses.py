@@ -229,7 +229,7 @@ class Responses(Field):
         related, known = self.relate_types(), self.measured_types(self.condition_index(condition))
         cross, within = (related.kernels(cdist(profile, each)) for each in (self.profile[known], profile))
         covariate = (profile - self.profile[known].mean(axis=0)).T[genes]
-        measured = np.where(np.isin(rows, known), np.searchsorted(known, rows), -1)
+        measured = pd.Index(known).get_indexer(rows)
         process = self.gaussian_process(condition, related).select_genes(genes)
         return process.predict(cross, within, covariate=covariate, measured=measured, weights=weights)
 
@@ -242,7 +242,7 @@ class Responses(Field):
         field = ConditionField(
             effect=self.effect,
             variance=self.variance,
-            control_error=np.sqrt(square),
+            shared_error=np.sqrt(square),
             genes=self.genes.index,
             related=related,
             kernels=tuple(related.kernels),
