@@ -92,7 +92,7 @@ def first_fault(cells: AnnData) -> str | None:
 def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
     """Describe the first invalid count, and count the genes detected in each cell.
 
-    Returns None if all counts are valid. After an invalid count, the numbers of genes are 0.
+    Returns None if all counts are valid. After an invalid count, the numbers of genes are of no use.
     """
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     n_inspected, gaps = 0, []
@@ -120,7 +120,7 @@ def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
         return (
             f"gaps in {len(gaps)} of {n_inspected} cells, as in normalised data that were rounded: {n_alike} genes of "
             f"cell {name} have the value {value}, and none has {value - 1}"
-        ), np.zeros_like(n_genes)
+        ), n_genes
     return None, n_genes
 
 

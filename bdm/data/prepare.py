@@ -108,28 +108,13 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     variable, others = choose_genes(counts.of_cells(is_train), names, batch, settings, listed=listed, kept=kept)
     chosen = np.concatenate([variable, others])
 
-    # files by name, because folders may name a person
-    files = {
-        name: Path(value).name
-        for name in ("genes", "keep_genes")
-        if isinstance(value := getattr(settings, name), str | Path)
-    }
-    provenance = {
-        "version": __version__,
-        "seed": settings.seed,
-        "settings": json.dumps(asdict(settings) | {"gene_symbols": names.column} | files),
-        "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
-    }
-    var, max_entries, other_modalities = names.var.iloc[chosen], int(n_genes[rows].sum()), None
-    var = var.drop(columns=HIGHLY_VARIABLE, errors="ignore")
+    record = record_of_preparation(settings, names, n_cells=cells.n_obs, **left_out)
+    var, other_modalities = names.var.iloc[chosen].drop(columns=HIGHLY_VARIABLE, errors="ignore"), None
     if whole is not None:
-        features = np.concatenate(
-            [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
-        )
-        other_modalities = take_rows(whole.X, rows)[:, features]
-        var = pd.concat([var, writable(whole.var).iloc[features]])
-        max_entries += other_modalities.nnz
-        provenance[FORM] = str(adata.uns.get(FORM, FEATURES))
+        features = [chosen_features(whole, modality, rows[is_train], settings) for modality in modalities[1:]]
+        selected = whole[rows, np.concatenate(features)]
+        other_modalities, var = sparse.csr_matrix(selected.X), pd.concat([var, writable(selected.var)])
+        record[FORM] = str(adata.uns.get(FORM, FEATURES))
     if len(others):
         var = var.assign(**{HIGHLY_VARIABLE: ~var.index.isin(names.index[others])})
     var = without_unused_categories(var)
@@ -139,7 +124,26 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         check_sections(obs, positions)
     elif POSITIONS in adata.obsm:
         logger.info("The positions in obsm['spatial'] are not used; to use them, set `spatial_key='spatial'`.")
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries, other_modalities, positions)
+    max_entries = int(n_genes[rows].sum()) + (0 if other_modalities is None else other_modalities.nnz)
+    return PreparedCells(obs, var, {"bdm": record}, counts, chosen, max_entries, other_modalities, positions)
+
+
+def record_of_preparation(settings: PrepareSettings, names: GeneNames, **numbers: Any) -> dict[str, Any]:
+    """Return the record of a preparation for ``uns``: settings, and ``numbers`` of the input and what was left out.
+
+    Files are recorded by name, because folders may name a person.
+    """
+    files = {
+        name: Path(value).name
+        for name in ("genes", "keep_genes")
+        if isinstance(value := getattr(settings, name), str | Path)
+    }
+    return {
+        "version": __version__,
+        "seed": settings.seed,
+        "settings": json.dumps(asdict(settings) | {"gene_symbols": names.column} | files),
+        "input": json.dumps({"n_genes": len(names.index), **numbers}, ensure_ascii=False),
+    }
 
 
 @dataclass(frozen=True)
