@@ -6,7 +6,7 @@ configuration (`docs/config_schema.py`). A setting without help exists in Python
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -122,8 +122,6 @@ class PrepareSettings(StageSettings):
     in the workflow.
     """
 
-    section: ClassVar[str] = "prepare"
-
     label_key: Annotated[
         str | None,
         MinLen(1),
@@ -226,8 +224,6 @@ class PrepareSettings(StageSettings):
 class AutoencoderSettings(StageSettings):
     """Settings of the count autoencoder."""
 
-    section: ClassVar[str] = "autoencoder"
-
     n_latent: Annotated[int, Ge(1), "Number of latent dimensions."] = 30
     likelihood: Annotated[
         str, DECODERS, "Distribution of counts: `negative_binomial`, or the name of your own decoder."
@@ -255,8 +251,6 @@ class AutoencoderSettings(StageSettings):
 class HierarchySettings(StageSettings):
     """Settings of the hierarchy of cell types."""
 
-    section: ClassVar[str] = "hierarchy"
-
     threshold: Annotated[
         float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at their noise level in the tree."
     ] = 0.9
@@ -266,8 +260,6 @@ class HierarchySettings(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(StageSettings):
     """Settings of the prior over latents, and of the training of its network."""
-
-    section: ClassVar[str] = "train"
 
     prior: Annotated[
         str,
@@ -301,8 +293,6 @@ class Settings(FitSettings):
 class GenerationSettings(StageSettings):
     """Settings of generation."""
 
-    section: ClassVar[str] = "generate"
-
     shared_ancestors: Annotated[
         bool,
         "Generate cell i of every population (`ancestor` in `obs`) from the same sample at the root.",
@@ -312,8 +302,6 @@ class GenerationSettings(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(StageSettings):
     """Settings of the evaluation of generated cells."""
-
-    section: ClassVar[str] = "evaluate"
 
     n_repeats: Annotated[
         int, Ge(1), "Maximum number of resamples to average scores over; one with 2,000 test cells or more."
@@ -333,8 +321,6 @@ class InterpretationSettings(StageSettings):
         Number of markers per cell type.
     """
 
-    section: ClassVar[str] = "interpret"
-
     n_genes: Annotated[int, Ge(1), "Number of top genes to list and compare for each branch."] = 20
     n_cells: Annotated[int, Ge(1)] = 500
     n_markers: Annotated[int, Ge(1)] = 3
@@ -343,8 +329,6 @@ class InterpretationSettings(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class ResponseSettings(StageSettings):
     """Settings of responses of cell types to conditions."""
-
-    section: ClassVar[str] = "respond"
 
     label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
     condition_key: Annotated[
@@ -379,8 +363,6 @@ class ResponseSettings(StageSettings):
 class LineageSettings(StageSettings):
     """Settings of expression along a lineage."""
 
-    section: ClassVar[str] = "lineage"
-
     label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
     lineage_key: Annotated[
         str | None,
@@ -397,8 +379,6 @@ class LineageSettings(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings(StageSettings):
     """Settings of a privacy audit."""
-
-    section: ClassVar[str] = "audit"
 
     n_folds: Annotated[int, Ge(1), "Number of folds: divisions into members, reference and non-members."] = 3
     cells_only: Annotated[bool, "Attack only the generated cells; attacking the model takes a second fit."] = False

@@ -33,32 +33,40 @@ from bdm.settings import (
 
 COMMANDS = get_command(app).commands
 TOO_FEW = MIN_CELLS_FOR_MEANS - 1
-STAGES = (PrepareSettings, AutoencoderSettings, HierarchySettings, TrainSettings, GenerationSettings)
-STAGES += (EvaluationSettings, InterpretationSettings)
+STAGES = {  # by command, and section of the configuration
+    "prepare": PrepareSettings,
+    "autoencoder": AutoencoderSettings,
+    "hierarchy": HierarchySettings,
+    "train": TrainSettings,
+    "generate": GenerationSettings,
+    "evaluate": EvaluationSettings,
+    "interpret": InterpretationSettings,
+}
 
 
 @pytest.mark.parametrize(
-    ("settings", "arguments", "name", "value", "words"),
+    ("stage", "arguments", "name", "value", "words"),
     [
-        (PrepareSettings, "cells.h5ad out.h5ad", "n_genes", 0, "is 0, .* at least 1"),
-        (AutoencoderSettings, "prepared.h5ad out", "loading_scale", 0.0, "is 0.0, .* above 0"),
-        (AutoencoderSettings, "prepared.h5ad out", "sub_populations", "some", "is 'some', .* auto, none or .* 1"),
-        (AutoencoderSettings, "prepared.h5ad out", "n_latents", 3, "; .* n_latent"),
-        (HierarchySettings, "autoencoder out.json", "threshold", 1.5, "is 1.5, .* above 0.5 and below 1"),
-        (TrainSettings, "autoencoder tree.json out", "n_steps", "many", "is 'many', .* whole number"),
-        (GenerationSettings, "model out.h5ad --cells 1", "share_ancestors", 3, "; .* shared_ancestors"),
-        (EvaluationSettings, "prepared.h5ad new.h5ad out", "max_cells_per_type", TOO_FEW, f" .* {TOO_FEW + 1}"),
-        (InterpretationSettings, "model prepared.h5ad new.h5ad out", "n_genes", 0, "is 0, .* at least 1"),
+        ("prepare", "cells.h5ad out.h5ad", "n_genes", 0, "is 0, .* at least 1"),
+        ("autoencoder", "prepared.h5ad out", "loading_scale", 0.0, "is 0.0, .* above 0"),
+        ("autoencoder", "prepared.h5ad out", "sub_populations", "some", "is 'some', .* auto, none or .* 1"),
+        ("autoencoder", "prepared.h5ad out", "n_latents", 3, "; .* n_latent"),
+        ("hierarchy", "autoencoder out.json", "threshold", 1.5, "is 1.5, .* above 0.5 and below 1"),
+        ("train", "autoencoder tree.json out", "n_steps", "many", "is 'many', .* whole number"),
+        ("generate", "model out.h5ad --cells 1", "share_ancestors", 3, "; .* shared_ancestors"),
+        ("evaluate", "prepared.h5ad new.h5ad out", "max_cells_per_type", TOO_FEW, f" .* {TOO_FEW + 1}"),
+        ("interpret", "model prepared.h5ad new.h5ad out", "n_genes", 0, "is 0, .* at least 1"),
     ],
 )
 def test_python_the_command_and_the_workflow_reject_a_setting_in_the_same_sentence(
-    request, tmp_path, monkeypatch, settings, arguments, name, value, words
+    request, tmp_path, monkeypatch, stage, arguments, name, value, words
 ):
+    settings = STAGES[stage]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"{name} ?{words}") as caught:
         settings(**{name: value})
     option = f"--{name.replace('_', '-')}"
-    code, err = request.getfixturevalue("bdm")(settings.section, *arguments.split(), option, value)
+    code, err = request.getfixturevalue("bdm")(stage, *arguments.split(), option, value)
     assert code == 2
     if name in {setting.name for setting in settings_of(settings)}:
         assert err == f"bdm: {caught.value}\n"
@@ -67,7 +75,7 @@ def test_python_the_command_and_the_workflow_reject_a_setting_in_the_same_senten
             rf"No such option: {option} \(Possible options:[^)]*{words.split()[-1].replace('_', '-')}", err
         )
     assert not list(tmp_path.iterdir())
-    config = demo_config(**{settings.section: {name: value}})
+    config = demo_config(**{stage: {name: value}})
     [message] = re.findall("^Configuration, .*$", dry_run(tmp_path, config), flags=re.M)
     assert f": {caught.value} " in message
 
@@ -79,9 +87,9 @@ def test_methods_reject_a_misspelt_argument(small_model):
         small_model.interpret(n_genes=0)
 
 
-@pytest.mark.parametrize("settings", STAGES, ids=lambda settings: settings.section)
-def test_merged_settings_help_are_options_with_the_same_default(settings):
-    options = {parameter.name: parameter for parameter in COMMANDS[settings.section].params}
+@pytest.mark.parametrize(("stage", "settings"), STAGES.items(), ids=STAGES)
+def test_merged_settings_help_are_options_with_the_same_default(stage, settings):
+    options = {parameter.name: parameter for parameter in COMMANDS[stage].params}
     described = [setting for setting in settings_of(settings) if setting.help]
     assert described
     for setting in described:
@@ -94,9 +102,9 @@ def test_merged_settings_help_are_options_with_the_same_default(settings):
 
 def test_fit_has_the_settings_of_all_stages():
     names = {parameter.name for parameter in COMMANDS["fit"].params}
-    for stage in (type(getattr(Settings(), field.name)) for field in fields(Settings)):
-        for setting in filter(lambda setting: setting.help, settings_of(stage)):
-            assert {setting.name, f"{stage.section}_{setting.name}"} & names, setting.name
+    for stage in fields(Settings):
+        for setting in filter(lambda setting: setting.help, settings_of(STAGES[stage.name])):
+            assert {setting.name, f"{stage.name}_{setting.name}"} & names, setting.name
     assert {"autoencoder_n_steps", "train_n_steps"} <= names
 
 

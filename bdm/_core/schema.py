@@ -263,8 +263,6 @@ def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
 class StageSettings:
     """Settings of a stage, checked on construction."""
 
-    section: ClassVar[str] = ""
-
     def __init_subclass__(cls) -> None:
         """Add the help text of each setting to the docstring."""
         text = cleandoc(cls.__doc__ or "")
@@ -341,13 +339,13 @@ def _settings_of(stage: type[StageSettings]) -> tuple[Setting, ...]:
     )
 
 
-def leaves_of(stage: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
-    """Yield each setting that is not nested: its path, its section, and the setting."""
+def leaves_of(stage: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], Setting]]:
+    """Yield the path of each setting that is not nested, and the setting."""
     for setting in settings_of(stage):
-        if setting.nested is not None:
-            yield from (((setting.name, *path), section, leaf) for path, section, leaf in leaves_of(setting.nested))
+        if setting.nested is None:
+            yield (setting.name,), setting
         else:
-            yield (setting.name,), stage.section, setting
+            yield from (((setting.name, *path), leaf) for path, leaf in leaves_of(setting.nested))
 
 
 # ---- public functions
@@ -367,7 +365,7 @@ ARGUMENTS = {  # descriptions of arguments that public functions share
 
 def helps_of(*stages: type[StageSettings]) -> dict[str, str]:
     """Return the help texts of settings, for arguments of the same names."""
-    settings = [setting for stage in stages for *_, setting in leaves_of(stage)]
+    settings = [setting for stage in stages for _, setting in leaves_of(stage)]
     return {setting.name: setting.help.replace("`", "``") for setting in settings if setting.help}
 
 
@@ -447,5 +445,5 @@ def places_of_settings(function: Callable[..., Any]) -> Iterator[tuple[str, str]
     for name in names:
         for stage in own_classes(function, name):
             if issubclass(stage, StageSettings):
-                yield from ((path[-1], ".".join((name, *path[:-1], ""))) for path, _, _ in leaves_of(stage))
+                yield from ((path[-1], ".".join((name, *path[:-1], ""))) for path, _ in leaves_of(stage))
     yield from dict.fromkeys(names, "").items()

@@ -176,7 +176,7 @@ def options_of(signature: inspect.Signature) -> list[Option]:
     Arguments are annotated with a type and a help text, like settings. Keyword-only arguments become options. An
     argument of type :class:`bdm._core.schema.StageSettings` becomes one option for each setting with a help text,
     unless the command has an argument of the same name. If two stages have settings of the same name, their options
-    begin with the section of the stage.
+    begin with the name of the stage.
     """
     options = []
     for name, parameter in signature.parameters.items():
@@ -184,10 +184,10 @@ def options_of(signature: inspect.Signature) -> list[Option]:
         if inspect.isclass(model) and issubclass(model, StageSettings):
             known = signature.parameters
             leaves = [leaf for leaf in leaves_of(model) if leaf[-1].help and leaf[-1].name not in known]
-            number = Counter(setting.name for *_, setting in leaves)
-            for path, stage, setting in leaves:
-                argument = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
-                panel = f"Settings of {stage}" if len(path) > 1 else None
+            number = Counter(setting.name for _, setting in leaves)
+            for path, setting in leaves:
+                argument = setting.name if number[setting.name] == 1 else "_".join(path)
+                panel = f"Settings of {path[0]}" if len(path) > 1 else None
                 options.append(Option(as_option(argument, setting, panel=panel), (name, *path), setting))
                 if setting.default is not None and setting.unset and setting.name in OPTIONS_FOR_NONE:
                     options.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))

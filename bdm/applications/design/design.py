@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -41,8 +41,6 @@ Method = Literal["deseq2", "deseq2_t", "t_test", "wilcoxon"]
 @dataclass(frozen=True, kw_only=True)
 class Samples(StageSettings):
     """Samples: donors, conditions and numbers of cells."""
-
-    section: ClassVar[str] = "samples"
 
     donors: Annotated[Number | dict[str, Number], "Donors in each condition, or numbers by condition."] = 1
     paired: Annotated[bool, "Every donor has a sample in every condition."] = False
@@ -142,8 +140,6 @@ def value_in(setting: Any, condition: str, sample: str) -> Any:
 class Shift(StageSettings):
     """Shift of the composition in a condition."""
 
-    section: ClassVar[str] = "shift"
-
     condition: Annotated[str, "Condition with other proportions."]
     in_: Annotated[tuple[str, ...], MinLen(1), "Cell types, sub-populations or clades to shift."]
     log_odds: Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE), "Natural log odds ratio to the reference."]
@@ -152,8 +148,6 @@ class Shift(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class Composition(StageSettings):
     """Proportions of cell types in the samples."""
-
-    section: ClassVar[str] = "composition"
 
     proportions: Annotated[
         Literal["learned"] | dict[str, Weight],
@@ -177,8 +171,6 @@ class Composition(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class GeneChoice(StageSettings):
     """Genes, proteins or peaks, by name or sampled by expression."""
-
-    section: ClassVar[str] = "genes"
 
     names: Annotated[tuple[str, ...], "Names or symbols."] = ()
     n: Annotated[int | None, Ge(1), "Number of genes to sample.", Unset("none")] = None
@@ -208,8 +200,6 @@ class GeneChoice(StageSettings):
 class FoldChange(StageSettings):
     """Log2 fold changes: values, or a distribution to sample from."""
 
-    section: ClassVar[str] = "log2_fold_change"
-
     values: Annotated[
         tuple[Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE)], ...], "One value for all genes, or one per gene."
     ] = ()
@@ -234,8 +224,6 @@ class FoldChange(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class Change(StageSettings):
     """Planted change of expression."""
-
-    section: ClassVar[str] = "change"
 
     name: Annotated[str, MinLen(1), "Name of the change in the truth."]
     condition: Annotated[str | None, "Condition with the change.", Unset("all, for differences between cell types")] = (
@@ -273,16 +261,12 @@ class Change(StageSettings):
 class Depth(StageSettings):
     """Sequencing depth."""
 
-    section: ClassVar[str] = "depth"
-
     factor: Annotated[Factor | dict[str, Factor], "Factor of library sizes, or factors by condition."] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doublets(StageSettings):
     """Droplets with two cells of the same sample."""
-
-    section: ClassVar[str] = "doublets"
 
     rate: Annotated[float, Ge(0), Le(1), "Fraction of droplets with a second cell."] = 0.0
     within: Annotated[
@@ -298,8 +282,6 @@ class Doublets(StageSettings):
 class Ambient(StageSettings):
     """Ambient RNA in the droplets."""
 
-    section: ClassVar[str] = "ambient"
-
     share: Annotated[float, Ge(0), Lt(1), "Fraction of a cell's counts from ambient RNA."] = 0.0
     empty_counts: Annotated[
         int, Ge(0), "Total counts of the empty droplets of each sample, which contain ambient RNA alone."
@@ -309,8 +291,6 @@ class Ambient(StageSettings):
 @dataclass(frozen=True, kw_only=True)
 class PowerSettings(StageSettings):
     """Grid of experiments to simulate and test; all combinations of the values."""
-
-    section: ClassVar[str] = "power"
 
     donors: Annotated[tuple[Annotated[int, Ge(2)], ...], "Donors in each condition, 2 or more.", AS_DESIGNED] = ()
     cells: Annotated[tuple[Number, ...], "Cells per sample.", AS_DESIGNED] = ()
