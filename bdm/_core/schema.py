@@ -14,7 +14,6 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import cleandoc
 from numbers import Number
-from pathlib import Path
 from textwrap import fill, indent
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, ParamSpec, Self, TypeVar, Union, get_args, get_origin
@@ -285,13 +284,6 @@ class StageSettings:
             object.__setattr__(self, setting.name, setting.checked(getattr(self, setting.name)))
 
     @classmethod
-    def check(cls, **values: Any) -> None:
-        """Check values of some settings, without constructing all."""
-        for setting in settings_of(cls):
-            if setting.name in values:
-                setting.checked(values[setting.name])
-
-    @classmethod
     def from_content(cls, content: Any, place: str = "") -> Self:
         """Construct settings from file content; empty keys keep their defaults."""
         if isinstance(content, cls):
@@ -309,19 +301,6 @@ class StageSettings:
     def expanded(cls, content: Any) -> Any:
         """Expand shorthand content; stages with a shorthand override this."""
         return content
-
-    def files(self) -> list[Path]:
-        """List the files that the settings name."""
-        return [path for setting in settings_of(type(self)) for path in files_in(setting, getattr(self, setting.name))]
-
-
-def files_in(setting: Setting, value: Any) -> list[Path]:
-    """List the existing files that the value of a setting names."""
-    if setting.nested is not None:
-        items = value if isinstance(value, tuple) else (value,)
-        return [path for item in items if isinstance(item, StageSettings) for path in item.files()]
-    is_path = Path in setting.types and isinstance(value, str | Path)
-    return [Path(value)] if is_path and Path(value).is_file() else []
 
 
 def settings_of(stage: type[StageSettings]) -> tuple[Setting, ...]:

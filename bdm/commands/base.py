@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -368,7 +369,8 @@ def check_replaced(outputs: list[Path], inputs: list[Path]) -> None:
 def paths_in(value: Any) -> list[Path]:
     """List the paths in an argument, including lists, settings and ``NAME=FILE``."""
     if isinstance(value, StageSettings):
-        return value.files()
+        names = [attrgetter(".".join(path))(value) for path, each in leaves_of(type(value)) if Path in each.types]
+        return [Path(name) for name in names if isinstance(name, str | Path) and Path(name).is_file()]
     if isinstance(value, list | tuple):
         return [path for item in value for path in paths_in(item)]
     if isinstance(value, str) and "=" in value:

@@ -142,7 +142,7 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
     InputError
         If ``threshold`` is outside (0.5, 1).
     """
-    HierarchySettings.check(threshold=threshold)
+    HierarchySettings(threshold=threshold)
     variance = np.asarray(distance) ** 2 / (2 * ndtri(threshold) ** 2) - 1
     return np.sqrt(np.maximum(variance, 0))
 
