@@ -281,35 +281,38 @@ def numbers(column: pd.Series) -> np.ndarray:
     return np.asarray(values.astype(wider.get(values.dtype, values.dtype)))
 
 
-# ---- rows: tensors and tuples with a common first axis
+# ---- rows: tensors, arrays and tuples with a common first axis
+
+
+def mapped(function: Callable[..., Any], *values: Any) -> Any:
+    """Apply a function to the corresponding leaves of nested dataclasses and dictionaries."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: mapped(function, *(value[key] for value in values)) for key in first}
+    if is_dataclass(first) and not isinstance(first, type):
+        names = [entry.name for entry in fields(first)]
+        return replace(first, **{name: mapped(function, *(getattr(value, name) for value in values)) for name in names})
+    return function(*values)
 
 
 def concat(parts: Sequence[Value]) -> Value:
-    """Concatenate rows of tensors, arrays, tuples, or dataclasses or dictionaries of them."""
-    values: Any = parts
-    joined: Any
-    if isinstance(values[0], Tensor):
-        joined = torch.cat(values)
-    elif isinstance(values[0], np.ndarray):
-        joined = np.concatenate(values)
-    elif isinstance(values[0], tuple):
-        joined = tuple(chain.from_iterable(values))
-    else:
-        joined = _by_field(lambda *items: concat(items), values)
-    return cast(Value, joined)
+    """Concatenate the rows of all leaves."""
+
+    def joined(*leaves: Any) -> Any:
+        if isinstance(leaves[0], Tensor):
+            return torch.cat(leaves)
+        return np.concatenate(leaves) if isinstance(leaves[0], np.ndarray) else tuple(chain.from_iterable(leaves))
+
+    return cast(Value, mapped(joined, *parts))
 
 
 def take(value: Value, rows: Sequence[int]) -> Value:
-    """Select rows of tensors, tuples, or dataclasses or dictionaries of them."""
-    values: Any = value
-    selected: Any
-    if isinstance(values, Tensor):
-        selected = values[list(rows)]
-    elif isinstance(values, tuple):
-        selected = tuple(values[row] for row in rows)
-    else:
-        selected = _by_field(lambda items: take(items, rows), [values])
-    return cast(Value, selected)
+    """Select rows of all leaves."""
+
+    def selected(leaf: Any) -> Any:
+        return tuple(leaf[row] for row in rows) if isinstance(leaf, tuple) else leaf[list(rows)]
+
+    return cast(Value, mapped(selected, value))
 
 
 def updated(parts: Sequence[Value], *, by: str) -> Value:
@@ -318,11 +321,3 @@ def updated(parts: Sequence[Value], *, by: str) -> Value:
     names = getattr(together, by)
     row_of = {name: row for row, name in enumerate(names)}  # the last of equal names
     return together if len(row_of) == len(names) else take(together, list(row_of.values()))
-
-
-def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:
-    """Apply a function to each field of dataclasses, or key of dictionaries."""
-    if isinstance(values[0], dict):
-        return {key: function(*(value[key] for value in values)) for key in values[0]}
-    of_fields = {entry.name: function(*(getattr(value, entry.name) for value in values)) for entry in fields(values[0])}
-    return replace(values[0], **of_fields)

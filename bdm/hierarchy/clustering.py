@@ -9,6 +9,7 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import ndtri
 
+from bdm._core.store import take
 from bdm.autoencoder.moments import PopulationMoments
 from bdm.hierarchy.tree import Clade
 
@@ -26,14 +27,6 @@ class MeasuredMeans:
     def from_moments(cls, moments: PopulationMoments) -> "MeasuredMeans":
         """Select the means from the moments."""
         return cls(moments.mean.double().numpy(), moments.mean_variance.double().numpy())
-
-    def subset(self, rows: list[int]) -> "MeasuredMeans":
-        """Select populations."""
-        return MeasuredMeans(self.mean[rows], self.variance[rows])
-
-    def concat(self, other: "MeasuredMeans") -> "MeasuredMeans":
-        """Append populations."""
-        return MeasuredMeans(np.concatenate([self.mean, other.mean]), np.concatenate([self.variance, other.variance]))
 
 
 def squared_distances(means: MeasuredMeans) -> np.ndarray:
@@ -89,7 +82,7 @@ def type_clades(means: MeasuredMeans, populations: tuple[str, ...], labels: tupl
     """Cluster the populations of each cell type into a clade named after it."""
     clades = {}
     for cell_type, rows in rows_by_type(labels).items():
-        clade = cluster_means(means.subset(rows), tuple(populations[row] for row in rows))
+        clade = cluster_means(take(means, rows), tuple(populations[row] for row in rows))
         clades[cell_type] = Clade(cell_type, clade.children) if clade.children else clade
     return clades
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bdm._core.errors import TrainingError
 from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator
+from bdm._core.store import concat
 from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import (
@@ -216,10 +217,12 @@ def find_nearer_types(
     known, cell_type_of = MeasuredMeans.from_moments(model.moments), model.cell_type_of
     scale = np.sqrt(known.variance / known.mean.shape[1])[:, None]
     joined = [
-        MeasuredMeans(known.mean + scale * generator.normal(size=known.mean.shape), 2 * known.variance).concat(resample)
+        concat(
+            [MeasuredMeans(known.mean + scale * generator.normal(size=known.mean.shape), 2 * known.variance), resample]
+        )
         for resample in resamples
     ]
     labels = (*(cell_type_of[name] for name in model.populations), *cells.labels)
     uncertain = {branch.name for branch in model.hierarchy.branches if branch.place_uncertain}
-    nearer = nearer_types(known.concat(means), joined, labels, uncertain=uncertain)
+    nearer = nearer_types(concat([known, means]), joined, labels, uncertain=uncertain)
     return dict(zip(cells.populations, nearer[len(known.mean) :], strict=True))
