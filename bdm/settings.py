@@ -157,11 +157,13 @@ class PrepareSettings(StageSettings):
     genes: Annotated[
         str | Path | tuple[str, ...],
         "Genes that the latent is from: `seurat_v3` (the most variable), `all`, or a text file with a gene per line.",
+        Key(words=("seurat_v3", "all")),
     ] = "seurat_v3"
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
         str | Path | tuple[str, ...],
         "Further genes to generate: `all`, `none`, or a text file with a gene per line.",
+        Key(words=("all", "none")),
     ] = "all"
     n_peaks: Annotated[int, Ge(1), "Number of peaks to use: the ones detected in most training cells."] = 20_000
     modality: Annotated[
@@ -201,7 +203,7 @@ class PrepareSettings(StageSettings):
         Key(bounds=(Gt(0), Lt(1)), default=0.2),
     ] = 0.0
     license: Annotated[License, Key("dataset")] = None
-    seed: Annotated[Seed, Key(absent=True)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -330,7 +332,7 @@ class InterpretationSettings(StageSettings):
 class ResponseSettings(StageSettings):
     """Settings of responses of cell types to conditions."""
 
-    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type."] = "cell_type"
     condition_key: Annotated[
         tuple[str, ...], MinLen(1), "Column of `obs` with the condition; the values of several columns are combined."
     ] = ("condition",)
@@ -353,9 +355,8 @@ class ResponseSettings(StageSettings):
         str | None,
         "Column of `obs` with the donor; the error of a response is the variation between donors.",
         Unset("no donors"),
-        Key(absent=True),
     ] = None
-    counts: Annotated[Counts, Key(absent=True)] = "auto"
+    counts: Counts = "auto"
     min_cells: Annotated[int, Ge(2), "Minimum number of cells of a type in a condition to measure its response."] = 10
 
 
@@ -363,7 +364,7 @@ class ResponseSettings(StageSettings):
 class LineageSettings(StageSettings):
     """Settings of expression along a lineage."""
 
-    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key(absent=True)] = "cell_type"
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type."] = "cell_type"
     lineage_key: Annotated[
         str | None,
         MinLen(1),
@@ -371,7 +372,7 @@ class LineageSettings(StageSettings):
         Unset("nodes are the cell types of a tree"),
     ] = None
     time_key: Annotated[str | None, MinLen(1), "Column of `obs` with the time.", Unset("branch lengths count")] = None
-    counts: Annotated[Counts, Key(absent=True)] = "auto"
+    counts: Counts = "auto"
     n_times: Annotated[int, Ge(2), "Maximum number of time bins."] = 15
     min_cells: Annotated[int, Ge(2), "Minimum number of cells of a node in a time bin to measure its expression."] = 5
 

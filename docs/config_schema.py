@@ -52,8 +52,9 @@ def key(name: str, annotation: Any, default: Any = MISSING) -> Setting:
 
 
 def stage_settings(model: type[StageSettings]) -> list[Setting]:
-    """List the settings in the section of a stage."""
-    return [each for each in settings_of(model) if each.help and each.key.section is None and not each.key.absent]
+    """List the settings in the section of a stage, without those of the data set and the seed."""
+    others = {setting.name for setting in [*DATASET, SEED]}
+    return [each for each in settings_of(model) if each.help and each.name not in others]
 
 
 Cells = Annotated[Path, "Cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
@@ -64,6 +65,12 @@ RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunLineage = Annotated[bool, "Measure expression along a lineage."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fit models again."]
 
+SEED = key("seed", Seed, 0)
+DATASET = [
+    key("path", Cells),
+    *(setting for setting in settings_of(PrepareSettings) if setting.key.section == "dataset"),
+    key("labels", Labels, None),
+]
 # Description and keys of each section
 SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     "prepare": (
@@ -109,11 +116,6 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
         [key("source", Source, None), key("contact", Contact, None)],
     ),
 }
-DATASET = [
-    key("path", Cells),
-    *(setting for setting in settings_of(PrepareSettings) if setting.key.section == "dataset"),
-    key("labels", Labels, None),
-]
 # Named objects in a section: the section, their key, their description, and their own keys
 NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
     "addition": (
@@ -177,7 +179,7 @@ def schema() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration",
-        **keys([key("seed", Seed, 0)], {"datasets": datasets, **sections}),
+        **keys([SEED], {"datasets": datasets, **sections}),
         "required": ["datasets"],
         "$defs": parts,
     }
@@ -197,7 +199,7 @@ def keys(settings: list[Setting], properties: Schema | None = None) -> Schema:
 def property_of(setting: Setting) -> Schema:
     """Return the JSON schema of a setting.
 
-    Its description explains null or an empty list.
+    Its description explains null or an empty list. A file has the format ``path``, and ``words`` that name no file.
     """
     if setting.key.bounds:
         values = Setting("", Annotated[(setting.types[0], *setting.key.bounds)]).adapter.json_schema()
@@ -205,7 +207,9 @@ def property_of(setting: Setting) -> Schema:
         values = setting.adapter.json_schema()
     kinds = values.get("anyOf", [values])
     if any(kind.get("format") == "path" for kind in kinds):  # only Python also accepts lists for files
-        kinds = [{"type": "string", "minLength": 1}, *(kind for kind in kinds if kind["type"] == "null")]
+        file = {"type": "string", "minLength": 1, "format": "path"}
+        words = {"words": list(setting.key.words)} if setting.key.words else {}
+        kinds = [file | words, *(kind for kind in kinds if kind["type"] == "null")]
     text = (setting.help or "").removesuffix(".")
     if setting.unset:
         text += f" ({'empty' if tuple in setting.types[:1] else 'null'}: {setting.unset})"

@@ -41,13 +41,13 @@ class Unset:
 
 @dataclass(frozen=True)
 class Key:
-    """Place of a setting in the configuration."""
+    """Key of a setting in the configuration."""
 
     section: str | None = None  # None: the section of the setting's stage
     # Where the workflow, which always evaluates, has other bounds or another default than the command
     bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
     default: float | None = None
-    absent: bool = False  # whether the configuration has no such key
+    words: tuple[str, ...] = ()  # values of the key of a file that name no file
 
 
 @dataclass(frozen=True)

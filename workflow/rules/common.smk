@@ -48,37 +48,22 @@ GENERATED = "results/{dataset}/generated.h5ad"
 
 SCHEMA = json.loads(Path(workflow.source_path("../schemas/config.schema.json")).read_text(encoding="utf-8"))
 
+PARTS = {name: part["properties"] for name, part in SCHEMA["$defs"].items()}
+SECTIONS = [name for name, value in PARTS["dataset"].items() if "$ref" in value]
+# Named objects in sections, such as the designs of `simulate`
+NAMED = [(section, key) for section in SECTIONS for key, value in PARTS[section].items() if "propertyNames" in value]
 # Settings that name files, and their values that are no files
 FILES = {
-    "path": [],
-    "addition/path": [],
-    "labels": [],
-    "prepare/genes": ["seurat_v3", "all"],
-    "prepare/keep_genes": ["all", "none"],
-    "hierarchy/tree": [],
-    "respond/condition_features": [],
-    "lineage/tree": [],
+    key if part == "dataset" else f"{part}/{key}": kind.get("words", [])
+    for part, properties in PARTS.items()
+    for key, value in properties.items()
+    for kind in value.get("anyOf", [value])
+    if kind.get("format") == "path"
 }
 # Keys without an option in any command, and keys with options of another name
 OF_RULES = {"path", "parent", "run"}
 IN_SPACE = ["spatial_key", "section_key"]  # options of prepare alone
 FLAGS = {"n_cells": "cells", "cell_types": "cell_type"}
-SECTIONS = [
-    "prepare",
-    "autoencoder",
-    "hierarchy",
-    "train",
-    "extend",
-    "generate",
-    "transmute",
-    "respond",
-    "lineage",
-    "simulate",
-    "evaluate",
-    "interpret",
-    "audit",
-    "card",
-]
 
 
 # Return the path of an input file as rules see it, with the prefix of a module.
@@ -112,13 +97,7 @@ def complete(config):
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
     for dataset in completed["datasets"].values():  # YAML reads some names as numbers
-        for section, of in (
-            ("extend", "additions"),
-            ("simulate", "designs"),
-            ("transmute", "transmutations"),
-            ("respond", "predictions"),
-            ("lineage", "reconstructions"),
-        ):
+        for section, of in NAMED:
             dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
     for name, dataset in completed["datasets"].items():
         check_beyond_schema(name, dataset)
@@ -165,12 +144,12 @@ def check(config, *, set_default):
 
 def check_beyond_schema(name, dataset):
     """Reject infinite numbers, 3.0 for 3, and contradictory settings, which pass the JSON schema."""
-    prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
+    prepare, donor_key = dataset["prepare"], dataset["donor_key"]
     problems = [
-        (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))
+        (f"{section}.{key}", rejection(key, value, PARTS[section][key]))
         for section in SECTIONS
         for key, value in dataset[section].items()
-        if isinstance(value, float) and not is_finite_number(value, SCHEMA["$defs"][section]["properties"][key])
+        if isinstance(value, float) and not is_finite_number(value, PARTS[section][key])
     ]
     problems += [
         ("batch_key", keys_rejection(*keys_of(dataset))),
