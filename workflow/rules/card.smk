@@ -3,8 +3,8 @@ rule card:
         model=rules.train.output.model,
         generated=GENERATED,
         evaluation=rules.evaluate.output.evaluation,
-        audit=audit_result,
-        responses=measured_responses,
+        audit=if_run("audit", "audit/summary.json"),
+        responses=if_run("respond", "responses/responses.json"),
     output:
         card=in_archive("results/{dataset}/card.md", "Report", "the card of the model (text to share)"),
     log:

@@ -336,54 +336,24 @@ def evaluated_transmutations(wildcards):
     return [f"{folder}/{name}/transmutation.json" for name in setting("transmute/transmutations")(wildcards)]
 
 
-def measured_responses(wildcards):
-    """List the responses of a data set to conditions, if requested; extended models have none."""
-    runs = wildcards.dataset in FITTED and setting("respond/run")(wildcards)
-    return [f"results/{wildcards.dataset}/responses/responses.json"] if runs else []
+def if_run(section, result):
+    """Return an input function for a result of a section that runs on request; extended models have none."""
+
+    def files(wildcards):
+        runs = wildcards.dataset in FITTED and setting_of(wildcards.dataset, f"{section}/run")
+        return [f"results/{wildcards.dataset}/{result}"] if runs else []
+
+    return files
 
 
-def predicted_cells(wildcards):
-    """List the files of predicted cells of all data sets."""
-    return [
-        f"results/{name}/predicted/{prediction}.h5ad"
-        for name in FITTED
-        for prediction in settings["datasets"][name]["respond"]["predictions"]
-    ]
-
-
-def measured_lineage(wildcards):
-    """List the lineage of a data set, if requested; extended models have none."""
-    runs = wildcards.dataset in FITTED and setting("lineage/run")(wildcards)
-    return [f"results/{wildcards.dataset}/lineage/lineage.json"] if runs else []
-
-
-def reconstructed_cells(wildcards):
-    """List the files of reconstructed cells of all data sets."""
-    return [
-        f"results/{name}/reconstructed/{reconstruction}.h5ad"
-        for name in FITTED
-        for reconstruction in settings["datasets"][name]["lineage"]["reconstructions"]
-    ]
-
-
-def simulated_cells(wildcards):
-    """List the files of simulated cells of all data sets."""
-    return [
-        f"results/{name}/simulated/{design}.h5ad"
-        for name, dataset in settings["datasets"].items()
-        for design in dataset["simulate"]["designs"]
-    ]
+def named_cells(datasets, path, folder):
+    """List the files of cells that data sets name at a path, such as ``simulate/designs``."""
+    return [f"results/{name}/{folder}/{each}.h5ad" for name in datasets for each in setting_of(name, path)]
 
 
 def design_file(wildcards):
     """Return the file of a design."""
     return setting("simulate/designs")(wildcards)[wildcards.design]["path"]
-
-
-def audit_result(wildcards):
-    """List the audit of a data set, if requested; extended models have none."""
-    runs = wildcards.dataset in FITTED and setting("audit/run")(wildcards)
-    return [f"results/{wildcards.dataset}/audit/summary.json"] if runs else []
 
 
 def extension_report(wildcards):

@@ -6,10 +6,10 @@ rule report:
         evaluation=rules.evaluate.output.evaluation,
         interpretation=rules.interpret.output.interpretation,
         transmutations=evaluated_transmutations,
-        responses=measured_responses,
-        lineage=measured_lineage,
+        responses=if_run("respond", "responses/responses.json"),
+        lineage=if_run("lineage", "lineage/lineage.json"),
         extension=extension_report,
-        audit=audit_result,
+        audit=if_run("audit", "audit/summary.json"),
     output:
         page=in_archive("results/{dataset}/report.html", "Report", "the report (page to open and share)"),
     log:
