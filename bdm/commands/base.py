@@ -237,39 +237,33 @@ def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.
 
 def arguments_of(signature: inspect.Signature, options: list[Option], values: dict[str, Any]) -> dict[str, Any]:
     """Collect the arguments of a command from its options, and check them."""
-    arguments: dict[str, Any] = {}
+    by_path: dict[tuple[str, ...], Any] = {}
     for option in options:
-        value, setting, (*places, name) = values[option.parameter.name], option.setting, option.path
+        value, setting = values[option.parameter.name], option.setting
         if not {int, float}.isdisjoint(setting.types):
             value = number_in(value)
-        stage = arguments
-        for place in places:
-            stage = stage.setdefault(place, {})
         if option.unsets:
-            if value and stage[name] != setting.default:
+            if value and by_path[option.path] != setting.default:
                 raise InputError(
                     f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
                 )
-            stage[name] = None if value else stage[name]
+            value = None if value else by_path[option.path]
         elif tuple in setting.types and value in (None, []):
-            stage[name] = setting.default
-        else:
-            stage[name] = value if places else setting.checked(value)
-    for name, parameter in signature.parameters.items():
-        if isinstance(arguments[name], dict):
-            arguments[name] = settings_from(parameter.annotation, arguments[name])
-    return arguments
+            value = setting.default
+        elif len(option.path) == 1:  # settings of a stage are checked on construction
+            value = setting.checked(value)
+        by_path[option.path] = value
+    return {
+        name: argument_at((name,), parameter.annotation, by_path) for name, parameter in signature.parameters.items()
+    }
 
 
-def settings_from(model: type[StageSettings], values: dict[str, Any]) -> StageSettings:
-    """Construct nested settings; None is a value here, not a missing key."""
-    stages: dict[str, Any] = {setting.name: setting.nested for setting in settings_of(model)}
-    return model(
-        **{
-            name: settings_from(stages[name], value) if isinstance(value, dict) else value
-            for name, value in values.items()
-        }
-    )
+def argument_at(path: tuple[str, ...], kind: Any, by_path: dict[tuple[str, ...], Any]) -> Any:
+    """Return the argument of a class ``kind`` at a path; stages are constructed from the values below it."""
+    if not (inspect.isclass(kind) and issubclass(kind, StageSettings)):
+        return by_path[path]
+    settings = [each for each in settings_of(kind) if each.nested or (*path, each.name) in by_path]
+    return kind(**{each.name: argument_at((*path, each.name), each.nested, by_path) for each in settings})
 
 
 def number_in(text: Any) -> Any:
