@@ -61,11 +61,10 @@ SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN
 TRANSMUTATION_SCORES = ("energy", "relative_energy", "forest_auc", "mean_r2", "variance_r2", "slope", "sign")
 
 
-def report_page(results: Results, *, written: date | None = None) -> str:
+def report_page(results: Results) -> str:
     """Return the report of a model and its cells as HTML.
 
-    The page loads nothing. Templates escape names in the data, and only the page's own script runs. ``written`` is the
-    date on the page, by default today.
+    The page loads nothing. Templates escape names in the data, and only the page's own script runs.
     """
     templates = files("bdm.report") / "templates"
     style, script = ((templates / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -74,7 +73,7 @@ def report_page(results: Results, *, written: date | None = None) -> str:
         .get_template("report.html")
         .render(
             **template_variables(results),
-            written=written or date.today(),
+            written=date.today(),
             tree=Markup(svg_of(draw_hierarchy(view_of(results.model.hierarchy)), "Tree of cell types")),
             style=Markup(style),
             script=Markup(script),
@@ -128,12 +127,9 @@ def template_variables(results: Results) -> dict[str, Any]:
         "level_of_all": LEVEL_OF_ALL,
         "signs": SIGNS,
         "grades": GRADES,
-        "hierarchy": model.hierarchy,
         "split": results.cells["split"].value_counts(),
         "n_generated": int(evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
-        "donors": model.donor_effects,
-        "learned": model.learned,
         "settings": changed_settings(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),
@@ -144,7 +140,6 @@ def template_variables(results: Results) -> dict[str, Any]:
         "shown": SHOWN,
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
-        "prior": model.prior.description,
         "scores": [each for each in results.verdict.findings if each.kind == ALL],
         "groups": groups(results),
         "kinds": KINDS,
@@ -161,7 +156,6 @@ def template_variables(results: Results) -> dict[str, Any]:
         "cost": [{"step": step, **row} for step, row in results.cost.iterrows()],
         "checksums": evaluated_files(results),
         "versions": {"bdm": model.provenance["version"], **model.provenance.get("packages", {})},  # at training
-        "seed": model.provenance["seed"],
     }
 
 
