@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -45,8 +45,6 @@ class ExperimentSettings(StageSettings):
     min_counts
         Genes are tested if at least n samples reach this count, where n is the size of the smaller condition.
     """
-
-    section: ClassVar[str] = "experiment"
 
     sample_key: str = "sample"
     condition_key: str = "condition"
