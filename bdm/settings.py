@@ -39,62 +39,15 @@ EFFECTS = Kinds(
 
 DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder"})
 
-# ---- options of single commands, and types of settings that several stages have
+# ---- types of settings that several stages have
 
 Seed = Annotated[int, Ge(0), "Random seed; the same seed gives the same results on the same machine."]
-Labels = Annotated[
-    Path | None,
-    "Table (`.csv`, `.tsv`) of columns to add to `obs`, with cell names in its first column.",
-    Unset("no table"),
-]
-Tree = Annotated[
-    Path | None,
-    "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
-    Unset("cell types are clustered"),
-]
-NewTypes = Annotated[tuple[str, ...], "Cell types to add.", Unset("all new types")]
-MissingAsZero = Annotated[bool, "Treat missing genes as not expressed."]
-TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
-DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
-SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 Counts = Annotated[
     str,
     "Slot of the raw counts: `X`, `raw`, the name of a layer, or `auto` (the first of layer `counts`, `raw` and `X` "
     "with raw counts).",
 ]
-ConditionFeatures = Annotated[
-    Path | None,
-    "Table of features (`.csv`): perturbations as rows, measured or not, and numbers as columns.",
-    Unset("no features"),
-]
-PredictedCondition = Annotated[
-    str,
-    MinLen(1),
-    "New condition of control cells, measured or related to measured ones; or the control, to change other cells back.",
-]
-PredictedConditions = Annotated[
-    tuple[str, ...],
-    MinLen(1),
-    "New condition of control cells, measured or related to measured ones; or the control, to change other cells back. "
-    "Repeat it for several.",
-]
-PredictedDose = Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")]
-ExtrapolateDose = Annotated[bool, "Also predict doses, and numbers among features, beyond the measured ones."]
-PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all")]
-LineageTreeFile = Annotated[
-    Path | None, "Lineage tree in Newick, with a name for each node.", Unset("derived from lineage names")
-]
-LineageNode = Annotated[str, MinLen(1), "Node of the lineage to reconstruct."]
-LineageTime = Annotated[
-    str | None,
-    MinLen(1),
-    "Time, such as 350, or range of times, such as 300:400, in a lineage with times.",
-    Unset("when the node exists, between samples"),
-]
-ExtrapolateLineage = Annotated[bool, "Also reconstruct cells without samples of their lineage both before and after."]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
-Source = Annotated[str | None, MinLen(1), "Origin of the data: study, accession, consent.", Unset("not stated")]
-Contact = Annotated[str | None, MinLen(1), "Contact for questions on the data, with an address.", Unset("not stated")]
 LearningRate = Annotated[float, Gt(0), "Maximum learning rate; lower it if training diverges."]
 
 

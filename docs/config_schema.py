@@ -3,44 +3,38 @@
 ``make config`` writes ``workflow/schemas/config.schema.json`` and the tables of ``config/README.md`` from it.
 """
 
+from collections.abc import Callable
 from dataclasses import MISSING
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from bdm._core.schema import Setting, StageSettings, Unset, settings_of
+from bdm.commands.card import card
+from bdm.commands.extend import extend
+from bdm.commands.hierarchy import hierarchy
+from bdm.commands.lineage import lineage
+from bdm.commands.predict import predict
+from bdm.commands.prepare import prepare
+from bdm.commands.reconstruct import reconstruct
+from bdm.commands.respond import respond
+from bdm.commands.simulate import simulate
+from bdm.commands.transmute import transmute
 from bdm.settings import (
     AuditSettings,
     AutoencoderSettings,
-    ConditionFeatures,
-    Contact,
-    DesignFile,
     EvaluationSettings,
-    ExtrapolateDose,
-    ExtrapolateLineage,
     GenerationSettings,
     HierarchySettings,
     InputKeys,
     InterpretationSettings,
-    Labels,
-    LineageNode,
     LineageSettings,
-    LineageTime,
-    LineageTreeFile,
-    MissingAsZero,
-    NewTypes,
-    PredictedCondition,
-    PredictedDose,
-    PredictedTypes,
     PrepareSettings,
     ResponseSettings,
     Seed,
-    Source,
-    SourceTypes,
-    TargetType,
     TrainSettings,
-    Tree,
 )
 
 Schema = dict[str, Any]
@@ -49,6 +43,13 @@ Schema = dict[str, Any]
 def key(name: str, annotation: Any, default: Any = MISSING) -> Setting:
     """Describe a key outside the settings of a stage; required without a default."""
     return Setting(name, annotation, default)
+
+
+def option(command: Callable[..., Any], argument: str, name: str | None = None) -> Setting:
+    """Describe the key of a command's option, called ``name`` if not as the argument."""
+    parameter = signature(command).parameters[argument]
+    default = MISSING if parameter.default is Parameter.empty else parameter.default
+    return Setting(name or argument, parameter.annotation, default)
 
 
 def stage_settings(model: type[StageSettings]) -> list[Setting]:
@@ -60,7 +61,7 @@ def stage_settings(model: type[StageSettings]) -> list[Setting]:
 Cells = Annotated[Path, "Cells: `.h5ad`, `.h5mu`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
 NewCells = Annotated[Path, "Cells of the new types, in any format of a data set."]
 NCells = Annotated[int | None, Ge(1), "Number of cells of each type.", Unset("as in the data")]
-NReconstructed = Annotated[int, Ge(1), "Number of cells."]
+Condition = Annotated[str, MinLen(1), option(predict, "condition").help]  # one, as each prediction has a name
 RunResponses = Annotated[bool, "Measure how cell types respond to conditions."]
 RunLineage = Annotated[bool, "Measure expression along a lineage."]
 RunAudit = Annotated[bool, "Run membership inference attacks, which fit models again."]
@@ -69,7 +70,7 @@ SEED = key("seed", Seed, 0)
 DATASET = [
     key("path", Cells),
     *(setting for setting in settings_of(PrepareSettings) if setting.key.section == "dataset"),
-    key("labels", Labels, None),
+    option(prepare, "labels"),
 ]
 # Description and keys of each section
 SECTIONS: dict[str, tuple[str, list[Setting]]] = {
@@ -78,7 +79,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
         stage_settings(PrepareSettings),
     ),
     "autoencoder": ("The autoencoder between counts and latent space.", stage_settings(AutoencoderSettings)),
-    "hierarchy": ("The hierarchy of cell types.", [*stage_settings(HierarchySettings), key("tree", Tree, None)]),
+    "hierarchy": ("The hierarchy of cell types.", [*stage_settings(HierarchySettings), option(hierarchy, "tree")]),
     "train": (
         "The prior over latents, and the training of its network, if it has one.",
         stage_settings(TrainSettings),
@@ -90,13 +91,13 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
         "Responses of cell types to conditions, and cells in conditions that were not measured.",
         [
             *stage_settings(ResponseSettings),
-            key("condition_features", ConditionFeatures, None),
+            option(respond, "condition_features"),
             key("run", RunResponses, False),
         ],
     ),
     "lineage": (
         "Expression along a lineage and time, and cells of unsampled ancestors and times.",
-        [*stage_settings(LineageSettings), key("tree", LineageTreeFile, None), key("run", RunLineage, False)],
+        [*stage_settings(LineageSettings), option(lineage, "tree"), key("run", RunLineage, False)],
     ),
     "simulate": ("Designed experiments to simulate.", []),
     "evaluate": (
@@ -113,7 +114,7 @@ SECTIONS: dict[str, tuple[str, list[Setting]]] = {
     ),
     "card": (
         "Statements about the data on the card of the model.",
-        [key("source", Source, None), key("contact", Contact, None)],
+        [option(card, "source"), option(card, "contact")],
     ),
 }
 # Named objects in a section: the section, their key, their description, and their own keys
@@ -124,26 +125,26 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         "Additions by name, in the order in which they extend the model.",
         [
             key("path", NewCells),
-            key("cell_types", NewTypes, ()),
+            option(extend, "cell_type", "cell_types"),
             *(setting for setting in settings_of(InputKeys) if setting.name != "batch_key"),
-            key("missing_as_zero", MissingAsZero, False),
+            option(extend, "missing_as_zero"),
         ],
     ),
     "transmutation": (
         "transmute",
         "transmutations",
         "Transmutations by name.",
-        [key("to", TargetType), key("from", SourceTypes, ())],
+        [option(transmute, "to"), option(transmute, "from_", "from")],
     ),
     "prediction": (
         "respond",
         "predictions",
         "Predictions by name.",
         [
-            key("condition", PredictedCondition),
-            key("dose", PredictedDose, None),
-            key("cell_types", PredictedTypes, ()),
-            key("extrapolate", ExtrapolateDose, False),
+            key("condition", Condition),
+            option(predict, "dose"),
+            option(predict, "cell_type", "cell_types"),
+            option(predict, "extrapolate"),
         ],
     ),
     "reconstruction": (
@@ -151,13 +152,13 @@ NAMED: dict[str, tuple[str, str, str, list[Setting]]] = {
         "reconstructions",
         "Reconstructions by name.",
         [
-            key("node", LineageNode),
-            key("at", LineageTime, None),
-            key("n_cells", NReconstructed, 100),
-            key("extrapolate", ExtrapolateLineage, False),
+            option(reconstruct, "node"),
+            option(reconstruct, "at"),
+            option(reconstruct, "cells", "n_cells"),
+            option(reconstruct, "extrapolate"),
         ],
     ),
-    "design": ("simulate", "designs", "Designs by name.", [key("path", DesignFile)]),
+    "design": ("simulate", "designs", "Designs by name.", [option(simulate, "design", "path")]),
 }
 
 

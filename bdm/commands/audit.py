@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import InputError, error_prefix
-from bdm.commands.base import Device, Holding, OutFolder, Prepared, Summary
-from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
+from bdm.commands.base import Device, Holding, OutFolder, Prepared, Summary, Tree
+from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed
 
 
 def audit(

@@ -395,6 +395,17 @@ AutoencoderFolder = Annotated[Path, "Folder made by bdm autoencoder."]
 ModelFolder = Annotated[
     Path, Model, "Folder made by bdm train or bdm fit, or hf://USER/NAME, or hf://USER/NAME@REVISION."
 ]
+Labels = Annotated[
+    Path | None,
+    "Table (`.csv`, `.tsv`) of columns to add to `obs`, with cell names in its first column.",
+    Unset("no table"),
+]
+Tree = Annotated[
+    Path | None,
+    "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
+    Unset("cell types are clustered"),
+]
+DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
 AtValues = Annotated[
     tuple[str, ...], "Value of a covariate, as NAME=NUMBER, or values spread over a range, as NAME=LOW:HIGH."
 ]

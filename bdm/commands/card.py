@@ -4,9 +4,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import MinLen
+
 from bdm._core.errors import error_prefix
+from bdm._core.schema import Unset
 from bdm.commands.base import ModelFolder, Output, Summary
-from bdm.settings import Contact, License, Source
+from bdm.settings import License
 
 
 def card(
@@ -17,8 +20,12 @@ def card(
     responses: Annotated[Path | None, "Folder made by bdm respond, whose expected errors are added."] = None,
     cells: Annotated[Path | None, "Cells that the model generated, which the card describes."] = None,
     license: License = None,
-    source: Source = None,
-    contact: Contact = None,
+    source: Annotated[
+        str | None, MinLen(1), "Origin of the data: study, accession, consent.", Unset("not stated")
+    ] = None,
+    contact: Annotated[
+        str | None, MinLen(1), "Contact for questions on the data, with an address.", Unset("not stated")
+    ] = None,
     out: Annotated[Path | None, Output, "File to write in place of printing."] = None,
 ) -> Summary | None:
     """Print the card of a model, with scores, responses and an audit.

@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+from bdm._core.schema import Unset
 from bdm.commands.base import Holding, ModelFolder, OutModel, Output, Summary
 from bdm.commands.train import generating
-from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed
+from bdm.settings import InputKeys, Seed
 
 
 def extend(
@@ -14,9 +15,9 @@ def extend(
     cells: Annotated[Path, "Cells with the new types, with raw counts."],
     out: OutModel,
     *,
-    cell_type: NewTypes = (),
+    cell_type: Annotated[tuple[str, ...], "Cell types to add.", Unset("all new types")] = (),
     keys: InputKeys,
-    missing_as_zero: MissingAsZero = False,
+    missing_as_zero: Annotated[bool, "Treat missing genes as not expressed."] = False,
     known: Annotated[Path | None, "Cells that the model was fitted on, made by bdm prepare."] = None,
     joined: Annotated[
         Path | None, Output, "File of prepared cells to write: the known ones, if given, and the new."

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm.commands.base import Device, OutModel, Summary
+from bdm.commands.base import Device, Labels, OutModel, Summary, Tree
 from bdm.commands.train import generating, write_model
-from bdm.settings import Labels, Seed, Settings, Tree
+from bdm.settings import Seed, Settings
 
 
 def fit(

@@ -14,28 +14,24 @@ if TYPE_CHECKING:
 
     from bdm.model.model import BranchedModel
 
-CellsLike = Annotated[
-    Path | None, "AnnData with as many cells of each type as to generate, with their batches, covariates and positions."
-]
-LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
-CellsFrom = Annotated[
-    Path | None,
-    "CSV with a row for each cell, or group of `n_cells`; columns `cell_type`, `batch`, covariates, `x`, `y`.",
-]
-NewLocations = Annotated[
-    int | None, Ge(1), "Number of cells at new positions, as dense as the training cells, with types from the map."
-]
-
 
 def generate(
     model: ModelFolder,
     out: OutGenerated,
     *,
     cells: Annotated[tuple[str, ...], "Number of cells of every type, or of a type or sub-population, as TYPE=N."] = (),
-    cells_like: CellsLike = None,
-    label_key: LabelKey = None,
-    cells_from: CellsFrom = None,
-    new_locations: NewLocations = None,
+    cells_like: Annotated[
+        Path | None,
+        "AnnData with as many cells of each type as to generate, with their batches, covariates and positions.",
+    ] = None,
+    label_key: Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED] = None,
+    cells_from: Annotated[
+        Path | None,
+        "CSV with a row for each cell, or group of `n_cells`; columns `cell_type`, `batch`, covariates, `x`, `y`.",
+    ] = None,
+    new_locations: Annotated[
+        int | None, Ge(1), "Number of cells at new positions, as dense as the training cells, with types from the map."
+    ] = None,
     at: AtValues = (),
     extrapolate: Extrapolate = False,
     settings: GenerationSettings,

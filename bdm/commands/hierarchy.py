@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from bdm._core.errors import counted, listed
-from bdm.commands.base import AutoencoderFolder, OutFile, Output, Summary
-from bdm.settings import HierarchySettings, Seed, Tree
+from bdm.commands.base import AutoencoderFolder, OutFile, Output, Summary, Tree
+from bdm.settings import HierarchySettings, Seed
 
 if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy

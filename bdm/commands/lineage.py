@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
-from bdm.settings import Labels, LineageSettings, LineageTreeFile
+from bdm._core.schema import Unset
+from bdm.commands.base import Holding, Labels, OutFolder, Summary, reading_alike
+from bdm.settings import LineageSettings
 
 
 def lineage(
@@ -13,7 +14,9 @@ def lineage(
     out: Annotated[OutFolder, Holding("lineage.json")],
     *,
     labels: Labels = None,
-    tree: LineageTreeFile = None,
+    tree: Annotated[
+        Path | None, "Lineage tree in Newick, with a name for each node.", Unset("derived from lineage names")
+    ] = None,
     settings: LineageSettings,
 ) -> Summary:
     """Measure expression along a lineage, and test predictions of unsampled nodes.

@@ -4,9 +4,8 @@ import logging
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm.commands.base import Device, Holding, ModelFolder, OutFolder, Summary
+from bdm.commands.base import DesignFile, Device, Holding, ModelFolder, OutFolder, Summary
 from bdm.commands.simulate import DesignSeed
-from bdm.settings import DesignFile
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Gt, MinLen
+
 from bdm._core.errors import abbreviated, error_prefix
-from bdm.commands.base import Ending, OutCells, Output, Summary
-from bdm.settings import Counts, ExtrapolateDose, Labels, PredictedConditions, PredictedDose, PredictedTypes, Seed
+from bdm._core.schema import Unset
+from bdm.commands.base import Ending, Labels, OutCells, Output, Summary
+from bdm.settings import Counts, Seed
 
 
 def predict(
@@ -13,10 +16,15 @@ def predict(
     cells: Annotated[Path, "Cells to change, measured or generated, with raw counts."],
     out: OutCells,
     *,
-    condition: PredictedConditions,
-    dose: PredictedDose = None,
-    cell_type: PredictedTypes = (),
-    extrapolate: ExtrapolateDose = False,
+    condition: Annotated[
+        tuple[str, ...],
+        MinLen(1),
+        "New condition of control cells, measured or related to measured ones; or the control, to change other cells "
+        "back.",
+    ],
+    dose: Annotated[float | None, Gt(0), "Dose in the new condition.", Unset("no dose")] = None,
+    cell_type: Annotated[tuple[str, ...], "Cell types to change.", Unset("all")] = (),
+    extrapolate: Annotated[bool, "Also predict doses, and numbers among features, beyond the measured ones."] = False,
     effects: Annotated[
         Path | None, Output, Ending(".csv"), "Table of log fold changes to write as well (.csv)."
     ] = None,

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import error_prefix
-from bdm.commands.base import OutCells, Summary
-from bdm.settings import Labels, PrepareSettings
+from bdm.commands.base import Labels, OutCells, Summary
+from bdm.settings import PrepareSettings
 
 
 def prepare(

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from bdm._core.errors import InputError, error_prefix
+from bdm._core.schema import Unset
 from bdm._core.validation import parse_range
-from bdm.commands.base import OutCells, Output, Summary
-from bdm.settings import Counts, ExtrapolateLineage, Labels, LineageNode, LineageTime, Seed
+from bdm.commands.base import Labels, OutCells, Output, Summary
+from bdm.settings import Counts, Seed
 
 
 def reconstruct(
@@ -16,10 +17,17 @@ def reconstruct(
     data: Annotated[Path, "Cells that the lineage was fitted on, with raw counts."],
     out: OutCells,
     *,
-    node: LineageNode,
-    at: LineageTime = None,
+    node: Annotated[str, MinLen(1), "Node of the lineage to reconstruct."],
+    at: Annotated[
+        str | None,
+        MinLen(1),
+        "Time, such as 350, or range of times, such as 300:400, in a lineage with times.",
+        Unset("when the node exists, between samples"),
+    ] = None,
     cells: Annotated[int, Ge(1), "Number of cells."] = 100,
-    extrapolate: ExtrapolateLineage = False,
+    extrapolate: Annotated[
+        bool, "Also reconstruct cells without samples of their lineage both before and after."
+    ] = False,
     genes: Annotated[Path | None, Output, "Table of the expected expression of genes to write as well (.csv)."] = None,
     counts: Counts = "auto",
     labels: Labels = None,

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 from bdm._core.errors import counted, error_prefix
-from bdm.commands.base import Holding, OutFolder, Summary, reading_alike
-from bdm.settings import ConditionFeatures, Labels, ResponseSettings
+from bdm._core.schema import Unset
+from bdm.commands.base import Holding, Labels, OutFolder, Summary, reading_alike
+from bdm.settings import ResponseSettings
 
 N_SHOWN = 5  # sentences about errors that are printed
 
@@ -15,7 +16,11 @@ def respond(
     out: Annotated[OutFolder, Holding("responses.json")],
     *,
     labels: Labels = None,
-    condition_features: ConditionFeatures = None,
+    condition_features: Annotated[
+        Path | None,
+        "Table of features (`.csv`): perturbations as rows, measured or not, and numbers as columns.",
+        Unset("no features"),
+    ] = None,
     settings: ResponseSettings,
 ) -> Summary:
     """Measure how cell types respond to conditions, and test predictions.

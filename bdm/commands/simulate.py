@@ -7,8 +7,7 @@ from annotated_types import Ge
 
 from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
-from bdm.commands.base import Device, ModelFolder, OutGenerated, Output, Summary
-from bdm.settings import DesignFile
+from bdm.commands.base import DesignFile, Device, ModelFolder, OutGenerated, Output, Summary
 
 DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import MinLen
+
+from bdm._core.schema import Unset
 from bdm.commands.base import AtValues, Device, Extrapolate, ModelFolder, OutGenerated, Summary
 from bdm.commands.generate import evaluating
-from bdm.settings import InputKeys, Seed, SourceTypes, TargetType
+from bdm.settings import InputKeys, Seed
 
 
 def transmute(
@@ -13,8 +16,8 @@ def transmute(
     cells: Annotated[Path, "Cells to transmute, with raw counts."],
     out: OutGenerated,
     *,
-    to: TargetType,
-    from_: SourceTypes = (),
+    to: Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."],
+    from_: Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")] = (),
     at: AtValues = (),
     extrapolate: Extrapolate = False,
     keys: InputKeys,
