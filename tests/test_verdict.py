@@ -8,7 +8,7 @@ from bdm.data.genes import GeneNames
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import energy_scores
 from bdm.evaluation.scores import TYPE_SCORES, mean_scores
-from bdm.evaluation.table import JUDGED, LEVEL, MANY_CELLS, score_rows, score_table
+from bdm.evaluation.table import JUDGED, LEVEL, MANY_CELLS, OTHER_GENES, score_rows, score_table
 from bdm.evaluation.verdict import Grade, Verdict, grade, verdict
 from bdm.settings import EvaluationSettings
 
@@ -99,6 +99,18 @@ def test_scores_that_are_not_known_are_passed_over():
     found = judge(some, {name: IDEAL[name] for name in some}, n_cells=MANY)
     assert [finding.score for finding in found.findings] == ["relative_energy"]
     assert found.not_checked == "F1 of cell typing (needs two cell types); forest AUC (needs two cells)"
+
+
+def test_groups_name_single_scores_that_they_lack():
+    where = {"kind": OTHER_GENES, "group": "all", "n_cells": MANY}
+    rows = []
+    for name in ("generated", "floor"):
+        rows += score_rows({"gene_auc": 0.5, "fold_change_correlation": np.nan}, **where, set=name)
+        rows += score_rows({"group_slope": np.nan, "forest_auc": np.nan}, **where | {"kind": "batch"}, set=name)
+    table = score_table(rows, ["generated"])
+    missing = verdict(table[table["kind"] == OTHER_GENES]).not_checked
+    assert missing.startswith("correlation of log fold changes of other genes (")
+    assert "forest AUC" not in verdict(table).not_checked  # nothing is known of batches
 
 
 def test_many_groups_share_the_probability_of_chance():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.errors import abbreviated
-from bdm.evaluation.table import ALL, EVERY, JUDGED, KINDS, MANY_CELLS, MIN_CELLS, SCORES, TYPE, Row
+from bdm.evaluation.table import ALL, EVERY, JUDGED, KINDS, MANY_CELLS, MIN_CELLS, OTHER_GENES, SCORES, SPACE, TYPE, Row
 
 
 class Grade(IntEnum):
@@ -110,13 +110,18 @@ def grade(row: Row) -> Grade:
 
 
 def not_checked(judged: pd.DataFrame) -> str:
-    """List the groups and scores without a result by reason, in one line."""
+    """List the groups and scores without a result by reason, in one line.
+
+    Other genes and positions, which have all cells in one group, are named by score if they have other scores.
+    """
+    partly = {OTHER_GENES, SPACE} & set(judged.loc[judged["value"].notna(), "kind"])
     names: dict[str, dict[str, None]] = {}
     for row in judged[judged["value"].isna()].to_dict("records"):
         kind, group = row["kind"], row["group"]
         name = SCORES[row["score"]].name
         if kind in KINDS and kind != ALL:
-            name = f"{kind} {group}" if group not in (EVERY, kind) else KINDS[kind]
-            name = f"differences between {name}" if row["score"] == "group_slope" else name
+            of_group = f"{kind} {group}" if group not in (EVERY, kind) else KINDS[kind]
+            name = f"{name} of {of_group}" if kind in partly else of_group
+            name = f"differences between {of_group}" if row["score"] == "group_slope" else name
         names.setdefault(row["missing"], {})[name] = None
     return "; ".join(f"{abbreviated(list(each), n_shown=4)} ({reason})" for reason, each in names.items())
