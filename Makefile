@@ -110,18 +110,35 @@ install: $(INSTALLED)
 	$(BIN)/python -m pip install --no-compile --editable '.[$*]'
 	@touch $@
 
-# TARGET is one of those that benchmarks/README.md lists. PEERS is a Python with bdm and the packages of its peers. A run that was
-# stopped goes on with the steps that it has not completed.
+# TARGET is one of those that benchmarks/README.md lists. PEERS is a Python with bdm and the packages of its peers; CFGEN and
+# SCDIFFUSION are folders with their code, which two targets need. A run that was stopped goes on with the steps that it has not
+# completed.
+CFGEN ?= .venv-peers/CFGen
+SCDIFFUSION ?= .venv-peers/scDiffusion
 benchmark: TARGET ?= all
-benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
+benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed) \
+		$(if $(filter diffusion_peers recovered,$(TARGET)),$(if $(PEERS),,.venv-peers/diffusion) $(CFGEN) $(SCDIFFUSION))
 	@test -d "$(DATA)" || { echo "Name the folder with the data sets, as in make benchmark DATA=cells"; exit 2; }
 	cd benchmarks && $(IN_VENV) snakemake --cores all --keep-going --rerun-incomplete \
-		--config data="$(abspath $(DATA))" peer_python="$(or $(PEERS),$(CURDIR)/.venv-peers/bin/python)" -- $(TARGET)
+		--config data="$(abspath $(DATA))" peer_python="$(or $(PEERS),$(CURDIR)/.venv-peers/bin/python)" \
+		cfgen="$(abspath $(CFGEN))" scdiffusion="$(abspath $(SCDIFFUSION))" -- $(TARGET)
 
 .venv-peers/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --no-compile --editable '.[peers]'
 	@touch $@
+
+.venv-peers/diffusion: .venv-peers/installed
+	.venv-peers/bin/python -m pip install --no-compile --editable '.[peers,diffusion-peers]'
+	@touch $@
+
+.venv-peers/CFGen:
+	git clone --quiet https://github.com/theislab/CFGen $@
+	git -C $@ checkout --quiet e347d1a
+
+.venv-peers/scDiffusion:
+	git clone --quiet https://github.com/EperLuo/scDiffusion $@
+	git -C $@ checkout --quiet e20ee19
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --no-compile --editable '.[workflow]'

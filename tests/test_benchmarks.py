@@ -95,7 +95,8 @@ def planned(tmp_path_factory) -> str:
 def commands(planned) -> list[list[str]]:
     """Planned shell commands, without redirections."""
     shell_commands = re.findall(r"^Shell command: \(?(.*?)\)? > \S+ 2>&1$", planned, flags=re.MULTILINE)
-    return [shlex.split(part) for command in shell_commands for part in command.split(" && ")]
+    parts = [shlex.split(part) for command in shell_commands for part in command.split(" && ")]
+    return [[word for word in part if not word.startswith("PYTHONPATH=")] for part in parts]
 
 
 def test_dry_run_plans_all_runs(planned):
@@ -127,7 +128,7 @@ def test_commands_accept_the_arguments_of_rules(commands):
 
 
 def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
-    with_package = {method["script"] for method in METHODS.values() if method and "package" in method}
+    with_package = {method["script"] for method in METHODS.values() if method and {"package", "code"} & set(method)}
     pythons = {Path(c[1]).stem: c[0] for c in commands if c[1].startswith(f"{ROOT}/methods")}
     assert with_package < pythons.keys()
     expected = {name: "/my peers/bin/python" if name in with_package else "python" for name in pythons}
@@ -136,6 +137,7 @@ def test_peers_with_a_package_are_pinned_and_run_in_their_environment(commands):
     pinned = dict(requirement.split("==") for requirement in extras.pop("peers"))
     assert set(pinned) == set(MODULES) == {peer["package"] for peer in PEERS.values() if "package" in peer}
     assert not pinned.keys() & {Requirement(line).name for lines in extras.values() for line in lines}
+    assert all("==" in requirement for requirement in extras["diffusion-peers"])
 
 
 # ---- cells
@@ -212,7 +214,11 @@ def peaks_file(example_cells, tmp_path_factory) -> Path:
     return with_other(example_cells, "atac", tmp_path_factory.mktemp("peaks") / "cells.h5ad", n_features=30)
 
 
-WITH_PACKAGE = [name for name, peer in PEERS.items() if "package" in peer]
+WITH_PACKAGE = [name for name, peer in PEERS.items() if {"package", "code"} & set(peer)]
+STEPS = {
+    "cfgen": "--autoencoder-epochs 2 --epochs 2",
+    "scdiffusion": "--autoencoder-steps 2 --steps 2 --classifier-steps 2",
+}
 CELLS_OF_PEERS = {"scvi-modalities": ["proteins_file", "peaks_file"]}
 
 
@@ -220,9 +226,12 @@ CELLS_OF_PEERS = {"scvi-modalities": ["proteins_file", "peaks_file"]}
     ("name", "cells"), [(name, cells) for name in WITH_PACKAGE for cells in CELLS_OF_PEERS.get(name, ["prepared_file"])]
 )
 def test_peers_with_a_package(name, cells, request, tmp_path):
-    pytest.importorskip(MODULES[PEERS[name]["package"]], reason="see the extra peers in pyproject.toml")
-    cells, script = request.getfixturevalue(cells), f"methods/{PEERS[name]['script']}.py"
-    run(script, "train", cells, tmp_path / "model", "--epochs", "2", *PEERS[name].get("train", "").split())
+    peer = PEERS[name]
+    module = MODULES[peer["package"]] if "package" in peer else {"scdiffusion": "cell_train"}.get(name, name)
+    pytest.importorskip(module, reason="see the extras peers and diffusion-peers in pyproject.toml")
+    cells, script = request.getfixturevalue(cells), f"methods/{peer['script']}.py"
+    steps = STEPS.get(name, "--epochs 2")
+    run(script, "train", cells, tmp_path / "model", *f"{steps} {peer.get('train', '')}".split())
     run(script, "generate", tmp_path / "model", tmp_path / "cells.h5ad", "--cells-like", cells)
     assert anndata.read_h5ad(tmp_path / "cells.h5ad").shape == anndata.read_h5ad(cells).shape
 

@@ -22,9 +22,10 @@ def own_models(*, peer):
 
 def program(method):
     """Return the program of a method: bdm, or a script with the same commands."""
-    script = METHODS[method].get("script")
-    python = quote(config["peer_python"]) if "package" in METHODS[method] else "python"
-    return f"{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
+    script, code = METHODS[method].get("script"), METHODS[method].get("code")
+    python = quote(config["peer_python"]) if code or "package" in METHODS[method] else "python"
+    path = f"PYTHONPATH={quote(config[code])} " if code else ""
+    return f"{path}{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
 
 
 def tree_program(method):

@@ -436,6 +436,17 @@ STUDIES = {
         "Properties of cells in simulator benchmarks",
         (Part(readers.properties, (PROPERTIES,), figure=draw_properties),),
     ),
+    "recovered": study(
+        "recovered",
+        "Cell types and their genes in generated cells",
+        Table(
+            "Share of cells to which a linear classifier of training cells gives the type that was asked for (floor: "
+            "test cells). Genes that differ in mean between a type and all others (Welch's t-test, false discovery "
+            "rate 0.1), in cells of the method and in test cells (found) or in cells of the method alone (other), "
+            "relative to their number in test cells; floor: training cells.",
+            each="score",
+        ),
+    ),
     "responses": study(
         "responses",
         "Left-out responses of cell types to a condition",
@@ -568,6 +579,7 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
                 groups("batches", "batch"),
             ),
         ),
+        "diffusion_peers": Target("Other diffusions in latents", (comparison("diffusion_peers", steps),)),
         "priors": Target("Priors of the same latents", (comparison("priors", steps), network)),
         "many": Target(
             "Many cell types",
