@@ -307,6 +307,7 @@ STUDIES = {
     ),
     "predicted_output": ("labelled", "--min-cells 10 --n-top-genes 20", "| data | means | method | common_degs |"),
     "properties": ("prepared training", "--n-repeats 1", "over properties.\n\n| data | training |"),
+    "recovered": ("prepared training", "", "## labels recovered\n\n| data | floor | training |"),
     "self_fit": ("prepared", "", "## Forest AUC\n\n| data | floor | self-fit | posterior samples | generated |"),
     "transmute": ("prepared model model", f"--pair '{B}={NK}'", f"| {B} | {NK} |"),
     "tree": ("labelled tree", "--label major", "| blood | all groups |"),

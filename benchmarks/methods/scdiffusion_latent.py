@@ -2,8 +2,8 @@
 
 Luo et al. 2024, Bioinformatics 40:btae518; https://github.com/EperLuo/scDiffusion at e20ee19, MIT. Runs its scripts one
 after the other, with their defaults except for the number of steps. All three networks are trained from scratch, as
-its pretrained encoder needs the genes of SCimilarity. These steps are about a hundredth of what it advises (150,000,
-600,000 and 200,000), so the learning rate of the diffusion is 5e-4 instead of 1e-4.
+its pretrained encoder needs the genes of SCimilarity. These steps are a hundredth of what it advises (150,000, 600,000
+and 200,000) or less, so the learning rate of the diffusion is 5e-4 instead of 1e-4.
 
 It generates normalised log values. They are decoded as in its notebooks: all cells at once, with batch normalisation in
 training mode. Counts are Poisson with these proportions, and library sizes of training cells of the type.
@@ -53,8 +53,8 @@ def train(
     prepared: Path,
     model: Path,
     *,
-    autoencoder_steps: int = 3000,
-    steps: int = 6000,
+    autoencoder_steps: int = 2000,
+    steps: int = 4000,
     classifier_steps: int = 2000,
     seed: int = 0,
 ) -> None:
@@ -62,6 +62,7 @@ def train(
     adata = peer.training_cells(prepared)
     labelled = AnnData(adata.X, obs=pd.DataFrame({"celltype": adata.obs["cell_type"].astype(str)}), var=adata.var[[]])
     n_genes, n_types = is_kept(labelled).sum(), labelled.obs["celltype"].nunique()
+    model = model.absolute()
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         labelled.write_h5ad(CELLS)
         autoencoder = f"model_seed=0_step={autoencoder_steps - 1}.pt"
