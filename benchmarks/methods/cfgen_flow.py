@@ -2,8 +2,9 @@
 
 Palma et al. 2025, https://arxiv.org/abs/2407.11734; https://github.com/theislab/CFGen at e347d1a, MIT. Trains the
 estimators of its two scripts with its configurations of ``pbmc3k``, and samples as its notebooks do; it has no command
-that generates. Library sizes are its own, log-normal in each type. The autoencoder trains for all 300 epochs: although
-the validation loss increases after 20 to 50, the dispersions need 200. These settings differ from the scripts:
+that generates. Library sizes are its own, log-normal in each type. The autoencoder trains for all 300 epochs, although
+its validation loss increases after 20 to 50: its cells get nearer to real ones until then. These settings differ from
+the scripts:
 
 - The flow is ``resnet_big`` with embedded size factors. Its learning rate is 1e-3 instead of 1e-4, and it has at most
   300 epochs instead of 1,500: training stops after 30 epochs without a better validation loss.
