@@ -74,9 +74,9 @@ class Neighbours:
         lineage = task.lineage
         relatives, point = relatives_of(lineage, task.remaining, "auto")
         place = lineage.places_at(lineage.tree.find(task.node), np.median(task.times))
-        joined, n = lineage.places.join(place), len(lineage.points)
-        path, is_ancestral = joined.path[n, :n], joined.is_ancestral
-        sides = np.ones(n, dtype=bool), is_ancestral[:n, n], is_ancestral[n, :n]
+        points = lineage.places
+        path, before = points.path(place)[:, 0], points.is_ancestral(place)[:, 0]
+        sides = np.ones(len(path), dtype=bool), before, place.is_ancestral(points)[0]
 
         def near(values: np.ndarray) -> np.ndarray:
             order = np.argsort(np.where(values, path, np.inf)[point], kind="stable")

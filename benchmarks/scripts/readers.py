@@ -16,7 +16,7 @@ from bdm.applications.audit.attacks import GENERATED as ATTACKED
 from bdm.applications.audit.audit import TABLES
 from bdm.data.cells import FLOOR
 from bdm.evaluation.table import SCORES, TYPE, wide
-from bdm.evaluation.verdict import Grade
+from bdm.evaluation.verdict import Grade, grade
 from bdm.hierarchy.files import load_hierarchy
 
 MIN_TEST, FREQUENT = 5, 50  # minimum numbers of test cells for slope and energy distance
@@ -206,13 +206,12 @@ def grades(rows: pd.DataFrame) -> pd.DataFrame:
     floors = runs.xs(FLOOR, level="method")
     graded = []
     for (data, seed, method), run in runs.drop(FLOOR, level="method").iterrows():
-        limits = {score: SCORES[score] for score in ("forest_auc", "gene_auc")}
-        worst = max(
-            Grade.from_excess(
-                limit.excess(run[score], floors.at[(data, seed), score]), same=limit.same, near=limit.near
-            )
-            for score, limit in limits.items()
-        )
+        worst = Grade.SAME
+        for score in ("forest_auc", "gene_auc"):
+            floor = floors.at[(data, seed), score]
+            first, second = SCORES[score].limits(floor, chance=0)
+            row = {"score": score, "value": run[score], "floor": floor, "n_cells": float("inf")}
+            worst = max(worst, grade(row | {"first_limit": first, "second_limit": second}))
         graded.append({"data": data, "seed": seed, "method": method, "value": int(worst)})
     return pd.DataFrame(graded)
 

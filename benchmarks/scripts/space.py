@@ -154,7 +154,7 @@ def score_blocks(prepared: AnnData, n_blocks: int, *, seed: int) -> Iterator[Row
                 predictions["scdesigner"] = placed(scdesigner(cells[rest], cells[left_out], seed=seed))
             for method, query in predictions.items():
                 distances = pair_distances(components.transform(query.expression), truth)
-                energy = energy_distance(distances, len(query))
+                energy = energy_distance(distances, len(query.cell_type))
                 scores.append({"method": method, "value": energy})
         for method, energy in pd.DataFrame(scores).groupby("method")["value"].mean().items():
             yield {"method": method, "score": "block_energy", "block": int(block), "value": energy}
