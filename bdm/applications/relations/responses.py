@@ -186,8 +186,13 @@ class Responses(Field):
 
     def sampling_variance(self, number: int) -> np.ndarray:
         """Return variances of sampling errors in a condition, cell types x genes."""
-        donors = self.donor_error[number] ** 2 if self.donor_error.size else 0
-        return np.asarray(self.variance[number] + self.baseline_error**2 + donors)
+        of_condition = (error if error.ndim == 2 else error[number] for error in self.further_errors)
+        return np.asarray(sum((error**2 for error in of_condition), self.variance[number]))
+
+    @property
+    def further_errors(self) -> tuple[np.ndarray, ...]:
+        """Standard deviations of sampling errors beyond :attr:`variance`, (conditions x) cell types x genes."""
+        return (self.baseline_error, self.donor_error) if self.donor_error.size else (self.baseline_error,)
 
     def measured_types(self, number: int) -> np.ndarray:
         """Return the rows of the types that were measured in a condition."""
@@ -247,7 +252,7 @@ class Responses(Field):
             related=related,
             kernels=tuple(related.kernels),
             fit=self.fit,
-            further_errors=(self.baseline_error, *([self.donor_error] if self.donor_error.size else [])),
+            further_errors=self.further_errors,
         )
         return field.on_counts() if self.fit.method == "counts" else field
 
