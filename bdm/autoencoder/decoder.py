@@ -370,8 +370,7 @@ class Decoder(nn.Module):
         parameters of the noise. All but the loadings are populations x genes.
         """
         n = len(cell_types)
-        loadings = self.encoded_part().loadings.weight.detach()
-        loadings = loadings.expand(n, -1, -1)
+        loadings = self.encoded_part().loadings.weight.detach().expand(n, -1, -1)
         return {"loadings": loadings, "offset": self.loadings.bias.detach().repeat(n, 1), **self.noise(cell_types)}
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import anndata as ad
@@ -17,7 +16,6 @@ from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor, torch_generator
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.decoder import MIN_SIZE
 from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE, encoded_features
@@ -202,12 +200,6 @@ class SampledCells:
     counts: sparse.csr_matrix  # cells x features
     latent: Tensor  # cells x latent dimensions
     batch: Tensor  # index of each cell's batch
-
-    @cached_property
-    def log_size(self) -> Tensor:
-        """Log number of counts of each cell."""
-        sizes = to_tensor(np.asarray(self.counts.sum(axis=1), dtype=np.float32).ravel())
-        return sizes.clamp(min=MIN_SIZE).log()
 
 
 def trained_populations(cells: ad.AnnData, populations: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from bdm._core.seeds import to_tensor
 from bdm._core.store import concat
 from bdm.autoencoder.adapters import MAX_CELLS, Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
-from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, AutoencoderShape, Decoder
+from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, MIN_SIZE, AutoencoderShape, Decoder
 from bdm.autoencoder.latent import (
     SampledCells,
     populations_of_cells,
@@ -113,9 +113,8 @@ def fit_decoder(populations: Sequence[SampledCells], encoded: Decoder) -> Decode
     ``encoded`` is the decoder of the other features, which has the same latents and batches.
     """
     counts = sparse.csc_matrix(sparse.vstack([part.counts for part in populations]))
-    latent, batch, log_size = (
-        torch.cat([getattr(part, name) for part in populations]) for name in ("latent", "batch", "log_size")
-    )
+    latent, batch = (torch.cat([getattr(part, name) for part in populations]) for name in ("latent", "batch"))
+    log_size = to_tensor(np.asarray(counts.sum(axis=1), dtype=np.float32).ravel()).clamp(min=MIN_SIZE).log()
     n_types, n_latent, n_batches = encoded.shape.n_types, latent.shape[1], encoded.shape.n_batches
     of_batches = one_hot(batch, n_batches).float() if n_batches > 1 else latent[:, :0]
     # Columns of the design matrix: 1, latents, batches
@@ -205,9 +204,10 @@ def fit_offset(cells: SampledCells, others: Decoder) -> Tensor:
     The change has a normal prior, whose standard deviation maximises the evidence.
     """
     counts, observation = to_tensor(cells.counts.toarray()), others.observation(torch.tensor([0]))
+    log_size = others.size(counts).log()
     change, precision = torch.zeros(others.shape.n_genes), POPULATION_SCALE**-2
     for _ in range(N_STEPS):
-        log_mean = others.decode(cells.latent, cells.batch, log_size=cells.log_size[:, None], offset=change)
+        log_mean = others.decode(cells.latent, cells.batch, log_size=log_size, offset=change)
         residual, information = observation.derivatives(counts, log_mean.exp())
         curvature = information.sum(dim=0) + precision
         step = (residual.sum(dim=0) - precision * change) / curvature

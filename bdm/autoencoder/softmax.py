@@ -173,7 +173,7 @@ class PaddedCells:
         offset = (parameters["offset"][:, None] + self.batch_offset).expand_as(self.counts)
         noise = self._noise(parameters)
         parts = [self.counts, self.size, offset, *(value.expand_as(self.counts) for value in noise.values())]
-        if (loadings == loadings[0]).all():  # at the start, all populations have those of the shared decoder
+        if (loadings == loadings[0]).all():  # at the start, all populations have the shared loadings
             loadings, parts = loadings[:1], [part.flatten(0, 1)[None] for part in parts]
         return [
             SoftmaxEvidence(

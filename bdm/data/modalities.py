@@ -52,7 +52,7 @@ class Modality:
     name: str  # as in the user's file
     kind: str  # key of FEATURE_TYPES
     features: slice  # its columns
-    encoded: bool = True  # whether latents depend on its counts; not on those of genes that are not highly variable
+    encoded: bool = True  # whether latents depend on its counts; False for genes that are not highly variable
 
     @property
     def n_features(self) -> int:
