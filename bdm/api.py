@@ -90,8 +90,8 @@ def computing(
     @wraps(method)
     def run(self: "BranchedDiffusion", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         reject_unknown(options, [name for name in parameters if name != "self"])
-        seed: Any = options.get("seed", PrepareSettings.seed)
-        if seed is not None or not is_seed_optional:
+        if "seed" in options and not (options["seed"] is None and is_seed_optional):
+            seed: Any = options["seed"]
             PrepareSettings(seed=seed)
         with (
             using_threads(self.n_threads),
