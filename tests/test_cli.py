@@ -47,7 +47,7 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown, _, loaded = done.stdout.partition("loaded:")
-    assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
+    assert not {"numpy", "torch", "tqdm"} & set(loaded.split())  # large packages import one of them
     rows = re.findall(r"^╭─ ([^─]+) ─|^│ ([a-z]\S*) ", shown, flags=re.MULTILINE)
     expected = []
     for panel, commands in cli.COMMANDS.items():

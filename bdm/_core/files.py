@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
 from bdm import __version__
 from bdm._core.errors import InputError
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
 
 UNFINISHED = ".unfinished"  # suffix of scratch folders
@@ -247,8 +246,10 @@ def read_checksummed_json(path: Path, kind: str, *, formats: range) -> dict[str,
 
 
 @contextmanager
-def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
+def checksummed_hdf5(path: Path) -> Iterator["h5py.File"]:
     """Create an HDF5 file, with its hash in the user block."""
+    import h5py
+
     with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
         yield file
     with Path(path).open("r+b") as file:

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +52,10 @@ def progress(items: Iterable[Item], *, doing: str, total: int, unit: str) -> Ite
     """
     if not logger.isEnabledFor(logging.INFO):
         yield from items
-    elif sys.stderr.isatty() or in_notebook():
+        return
+    from tqdm import tqdm  # takes a tenth of the time of `bdm --help`
+
+    if sys.stderr.isatty() or in_notebook():
         yield from tqdm(items, desc=doing, total=total, unit=unit)
     else:
         yield from tqdm(items, doing, total, unit=unit, bar_format=LINE, file=LogLines(), **LOGGED)
