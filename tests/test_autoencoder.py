@@ -20,7 +20,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, TYPE_DISPERSION_SCALE, AutoencoderShape
 from bdm.autoencoder.fit_autoencoder import fit_autoencoder
-from bdm.autoencoder.inputs import sample_rows, type_codes
+from bdm.autoencoder.inputs import population_codes, sample_rows
 from bdm.autoencoder.latent import encode, populations_of_cells
 from bdm.autoencoder.network import CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
@@ -408,7 +408,7 @@ def test_model_that_cells_are_sampled_from_is_recovered():
     truth, adata = simulated(4000)
     found = fitted(adata, n_latent=2, loading_scale=0.6, n_steps=400).network
     test = adata[adata.obs["split"] == "test"]
-    counts, types = to_tensor(test.X.toarray()), type_codes(test, ("a", "b", "c"))
+    counts, types = to_tensor(test.X.toarray()), population_codes(test, ("a", "b", "c"))
     batch, noise = torch.zeros(test.n_obs, dtype=torch.long), torch.randn(test.n_obs, 2, generator=seeded())
     start = CountAutoencoder(truth.shape)
     start.initialise(counts, types)
@@ -439,7 +439,7 @@ def test_test_cells_are_not_trained_on(prepared):
 def test_prior_means_are_updated_and_latents_rotated(prepared):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     found = fitted(cells, n_steps=200, sub_populations="none")
-    types = type_codes(cells, found.cell_types)
+    types = population_codes(cells, found.cell_types)
     posterior = found.network.encode(to_tensor(cells.X.toarray()), types, torch.zeros(cells.n_obs, dtype=torch.long))
     common = types.bincount().argsort()[-3:]
     means = torch.stack([posterior.mean[types == t].mean(dim=0) for t in common])

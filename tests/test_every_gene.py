@@ -20,7 +20,7 @@ from bdm.autoencoder.latent import SampledCells
 from bdm.autoencoder.other_genes import fit_decoder
 from bdm.data.modalities import HIGHLY_VARIABLE, blocks_of, parts_of_rna
 from bdm.data.prepare import prepare
-from bdm.model.match import counts_of_genes
+from bdm.model.match import cells_for, counts_of_genes, known_cells
 from bdm.settings import AutoencoderSettings
 
 NK, B, MONOCYTE = "CD56+ NK", "CD19+ B", "CD14+ Monocyte"
@@ -227,4 +227,8 @@ def test_proteins_and_donors_beside_other_genes(example_cells, settings):
     predicted = fitted.predict_modality(real, "prot")
     assert predicted.shape == (real.n_obs, 4)
     assert fitted.donors is not None
+    for name in ("person", "donor"):
+        renamed = real.copy()
+        renamed.obs = renamed.obs.rename(columns={"person": name})
+        assert set(known_cells(cells_for(renamed, fitted.model), fitted.model).donor) == {"a", "b", "c", "d"}
     assert fitted.simulate({"samples": {"donors": 2, "cells": 10}}).n_obs > 0

@@ -343,7 +343,7 @@ def test_bad_requests(batch_model, cells, message):
         batch_model.generate(cells)
 
 
-@pytest.mark.parametrize("seed", [-1, "1", None])
+@pytest.mark.parametrize("seed", [-1, 2**32, "1", None])
 def test_seeds_are_whole_numbers(small_model, seed):
     with pytest.raises(InputError, match=r"^seed is .*, but must be "):
         small_model.generate(1, seed=seed)
@@ -410,6 +410,8 @@ def test_rows_that_are_cells_keep_their_order_names_and_columns(batch_model):
     known = table["batch"].notna().to_numpy()
     batch = generated.obs[batch_model.model.preparation["batch_key"]].astype(str)
     assert list(batch[known]) == list(table["batch"][known])
+    of_data = table.rename(columns={"cell_type": "bulk_labels", "batch": batch_model.model.preparation["batch_key"]})
+    np.testing.assert_array_equal(batch_model.generate(of_data).X.toarray(), generated.X.toarray())
     ordered = table.iloc[[2, 0, 1, 4, 3]]
     assert list(batch_model.generate(ordered).obs_names) == list(ordered.index)
     with pytest.raises(InputError, match="'synthetic', which generated cells have"):

@@ -391,7 +391,9 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     model = replace(small_model.model, autoencoder=shared)
     plain = ancestral_states(model, n_cells=20, seed=0)
     contrast = next(of for of in list_contrasts(model.hierarchy) if of.inside == ("CD56+ NK",))
-    adapter = Adapters.from_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
+    adapter = Adapters.from_shared(
+        model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.population_code("CD56+ NK")]
+    )
     adapter.parameters["offset"][0, 7] += 3
     changed = replace(
         model, autoencoder=replace(model.autoencoder, adapters=model.autoencoder.adapters.updated(adapter))
@@ -402,6 +404,8 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
     np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)
     assert list(type_specific_genes(changed, "CD56+ NK").index[:1]) == [model.autoencoder.genes.index[7]]
+    with pytest.raises(InputError, match=r"its sub-populations do; name one: .*CD19\+ B/1"):
+        type_specific_genes(model, "CD19+ B")
 
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):

@@ -133,7 +133,7 @@ def test_encoded_cells_are_the_posteriors_under_their_populations(encoded, small
     assert {"CD14+ Monocyte", "Dendritic/1", "Dendritic/2"} < set(names)
     counts = torch.from_numpy(prepared.X[:50].toarray())
     for cell, name in enumerate(names):
-        code, batch = torch.tensor([autoencoder.type_code(name)]), torch.zeros(1, dtype=torch.long)
+        code, batch = torch.tensor([autoencoder.population_code(name)]), torch.zeros(1, dtype=torch.long)
         with torch.no_grad():
             posterior = autoencoder.network_of(name).encode(counts[cell : cell + 1], code, batch)
         np.testing.assert_allclose(latent.X[cell, :-1], posterior.mean[0], atol=1e-3)

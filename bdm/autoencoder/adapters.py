@@ -31,7 +31,10 @@ from bdm.data.matrix import take_cells
 
 logger = logging.getLogger(__name__)
 
-MAX_CELLS = {"train": 1000, "validation": 300}  # cells to read per population; more do not improve the decoder
+CELLS_PER_POPULATION = {
+    "train": 1000,
+    "validation": 300,
+}  # cells to read per population; more do not improve the decoder
 READ_TOGETHER = 100_000  # cells to read in one pass through the file
 FITTED_TOGETHER = 256  # maximum training cells, padding included, when several populations are fitted together
 N_TRAINING_ITERATIONS = 3  # Newton iterations for posteriors in training; more do not improve the model
@@ -91,7 +94,7 @@ def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata:
     cells with ``obs["sub_population"]``.
     """
     batches = batch_names(adata)
-    rows = sample_populations(adata.obs, populations, seed=seed)
+    rows = sample_rows_to_fit(adata.obs, populations, seed=seed)
     portions = list_portions(rows)
 
     def fit(portion: list[PopulationCells]) -> Adapters:
@@ -238,12 +241,12 @@ def bounds_of_population(
 RowsBySplit = dict[str, np.ndarray]  # indices of cells by split (training, validation)
 
 
-def sample_populations(obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int) -> dict[str, RowsBySplit]:
+def sample_rows_to_fit(obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int) -> dict[str, RowsBySplit]:
     """Sample the cells to read of each population that has validation cells."""
     rows = {
         population: {
             split: sample_rows_of_population(obs, population, split, n_cells, seed=seed)
-            for split, n_cells in MAX_CELLS.items()
+            for split, n_cells in CELLS_PER_POPULATION.items()
         }
         for population in populations
     }

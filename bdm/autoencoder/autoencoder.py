@@ -114,13 +114,13 @@ class GeneAutoencoder:
             return self.network
         return self.adapters.network(population, self.network)
 
-    def type_code(self, population: str) -> int:
+    def population_code(self, population: str) -> int:
         """Return the index of a population in the network of this population."""
         return 0 if population in self.adapters else self.network_types.index(population)
 
-    def type_codes(self, population: np.ndarray) -> Tensor:
-        """Return the index of each cell's population, see :meth:`type_code`."""
-        codes = {name: self.type_code(name) for name in np.unique(population)}
+    def population_codes(self, population: np.ndarray) -> Tensor:
+        """Return the index of each cell's population, see :meth:`population_code`."""
+        codes = {name: self.population_code(name) for name in np.unique(population)}
         return torch.tensor([codes[name] for name in population], dtype=torch.long)
 
     def label_network(self, cell_type: str) -> tuple[CountAutoencoder, int]:

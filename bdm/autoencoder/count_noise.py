@@ -11,7 +11,7 @@ from torch import Tensor
 from bdm._core.parallel import threads
 from bdm._core.progress import progress
 from bdm._core.seeds import to_tensor
-from bdm.autoencoder.adapters import MAX_CELLS
+from bdm.autoencoder.adapters import CELLS_PER_POPULATION
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import sample_cells_with_latents, trained_populations
 from bdm.autoencoder.observation import GROWTH, MIN_MEAN, GrowingNegativeBinomial, NegativeBinomial
@@ -28,7 +28,7 @@ def fit_count_noise(
 
     With one dispersion per gene, as in the decoder, cells with high means have too many outlying counts, and cells with
     low means too few zeros. The result is empty for decoders whose counts are not negative binomial. ``cells`` are
-    prepared, with ``obs["sub_population"]``; at most ``MAX_CELLS["train"]`` training cells of a population are used.
+    prepared, with ``obs["sub_population"]``; at most 1,000 training cells of a population are used.
     """
     if autoencoder.network.decoder.observation_model is not NegativeBinomial:
         return {}
@@ -36,11 +36,11 @@ def fit_count_noise(
     @torch.no_grad()  # applies to the current thread only
     def fit(population: str) -> GrowingNegativeBinomial:
         sampled = sample_cells_with_latents(
-            cells, autoencoder, population, n_cells=MAX_CELLS["train"], purpose="noise", seed=seed
+            cells, autoencoder, population, n_cells=CELLS_PER_POPULATION["train"], purpose="noise", seed=seed
         )
         decoder, counts = autoencoder.network_of(population).decoder, to_tensor(sampled.counts.toarray())
         log_mean = decoder.decode(sampled.latent, sampled.batch, log_size=decoder.size(counts).log())
-        code = torch.tensor([autoencoder.type_code(population)])
+        code = torch.tensor([autoencoder.population_code(population)])
         likelihood = cast(NegativeBinomial, decoder.observation(code))
         return fit_dispersions(counts, log_mean.exp(), likelihood.log_inverse_dispersion[0])
 

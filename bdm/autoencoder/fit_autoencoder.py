@@ -16,7 +16,13 @@ from bdm._core.parallel import Map, threads, using_threads
 from bdm._core.seeds import derive, to_tensor
 from bdm._core.store import concat
 from bdm._core.training import TrainingPlan, train
-from bdm.autoencoder.adapters import MAX_CELLS, N_TRAINING_ITERATIONS, Adapters, bounds_of_population, fit_adapters
+from bdm.autoencoder.adapters import (
+    CELLS_PER_POPULATION,
+    N_TRAINING_ITERATIONS,
+    Adapters,
+    bounds_of_population,
+    fit_adapters,
+)
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.count_noise import fit_count_noise
 from bdm.autoencoder.decoder import AutoencoderShape
@@ -27,10 +33,10 @@ from bdm.autoencoder.inputs import (
     codes_of,
     evidence_lower_bounds,
     mean_bound_by_type,
+    population_codes,
     sample_cells,
     sample_rows,
     sample_rows_of_population,
-    type_codes,
     type_names,
 )
 from bdm.autoencoder.network import CountAutoencoder, Posterior
@@ -85,7 +91,7 @@ def fit_autoencoder(
         network, again = train_network(objective, "the autoencoder of populations", device=device)
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
-    network, sub_populations, cells = with_sub_populations(network, objective, finer, cell_types)
+    network, sub_populations, cells = add_sub_populations(network, objective, finer, cell_types)
     if isinstance(settings.sub_populations, int):
         warn_of_fewer(sub_populations, cell_types, settings.sub_populations, requirement=objective.requirement)
     one_donor = find_one_donor(cells.obs, sub_populations) if has_donors(adata) else ()
@@ -146,7 +152,7 @@ class Objective:
         training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
         held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
         n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
-        types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
+        types = torch.cat([population_codes(cells, cell_types) for cells in (training, held_out)])
         division, batches, min_donors = Division(cell_types, types), batch_names(adata), recorded_min_donors(adata)
         return cls(training, held_out, n_training, division, batches, settings, seed, min_donors)
 
@@ -213,7 +219,7 @@ def with_all_features(cells: ad.AnnData, adata: ad.AnnData, *, seed: int) -> ad.
     """Read all features of the training cells that other genes and count noise are fitted to, from all cells."""
     if cells.n_vars == adata.n_vars:
         return cells
-    names, most = cells.obs["sub_population"].unique(), MAX_CELLS["train"]
+    names, most = cells.obs["sub_population"].unique(), CELLS_PER_POPULATION["train"]
     fitted = [sample_rows_of_population(cells.obs, name, "train", most, seed=seed) for name in names]
     cells = cells[np.sort(np.concatenate(fitted))]
     rows = adata.obs_names.get_indexer(cells.obs_names)
@@ -274,7 +280,7 @@ def divide(network: CountAutoencoder, objective: Objective) -> Division:
     return division.refined(find_parts(*posterior, division.code, division.names, settings, seed=objective.seed))
 
 
-def with_sub_populations(
+def add_sub_populations(
     network: CountAutoencoder, objective: Objective, finer: Division, cell_types: tuple[str, ...]
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
     """Make sub-populations of the parts of cell types, and add them to the network.
@@ -284,7 +290,7 @@ def with_sub_populations(
     sub-populations; and the sampled cells with ``obs["sub_population"]``.
     """
     cells, min_cells = objective.cells, objective.settings.min_cells_per_sub_population
-    types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)
+    types, prefixes = population_codes(cells, cell_types), prefixes_of(cell_types)
     type_counts = count_members(types, objective.division, len(cell_types))
     type_network = network.mean_of_types(type_counts)
     sub_populations = SubPopulations.none(network.shape.n_latent)
@@ -334,7 +340,7 @@ def bounds_by_type(
     for name in adapters:
         members = np.flatnonzero(population == name)
         bounds[members] = bounds_of_population(adapters.network(name, network), cells[members], batches, seed=seed)
-    return mean_bound_by_type(bounds, cells, type_codes(cells, cell_types), cell_types)
+    return mean_bound_by_type(bounds, cells, population_codes(cells, cell_types), cell_types)
 
 
 def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:

@@ -25,7 +25,7 @@ def codes_of(names: pd.Series | np.ndarray, known: tuple[str, ...]) -> Tensor:
     return to_tensor(pd.Index(known).get_indexer(names.astype(str)).astype(np.int64))
 
 
-def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
+def population_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
     """Return the index of each cell's type in ``cell_types``."""
     return codes_of(adata.obs["cell_type"], cell_types)
 

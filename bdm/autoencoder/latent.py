@@ -17,6 +17,7 @@ from bdm._core.seeds import to_tensor, torch_generator
 from bdm._core.store import checksum_of
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import N_BOUND_ITERATIONS, batch_codes, sample_rows_of_population
+from bdm.data.filters import is_fitted
 from bdm.data.matrix import Matrix, blocks_of_rows, write_h5ad
 from bdm.data.modalities import LIBRARY_SIZE, encoded_features
 from bdm.data.read import read_cells
@@ -117,7 +118,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
     """
     if population is None:
         population = populations_of_cells(adata, autoencoder)
-    types, batches = autoencoder.type_codes(population), batch_codes(adata, autoencoder.batches)
+    types, batches = autoencoder.population_codes(population), batch_codes(adata, autoencoder.batches)
     layout = LatentLayout(autoencoder.network.shape.n_latent, autoencoder.size_names)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
@@ -214,7 +215,7 @@ def sample_cells_with_latents(
 ) -> SampledCells:
     """Sample at most ``n_cells`` training cells of a population, and one latent of each; seeded by ``purpose``."""
     rows = sample_rows_of_population(cells.obs, population, "train", n_cells, seed=seed)
-    sampled, types = cells[rows], torch.full((len(rows),), autoencoder.type_code(population))
+    sampled, types = cells[rows], torch.full((len(rows),), autoencoder.population_code(population))
     counts, batch = sparse.csr_matrix(sampled.X), batch_codes(sampled, autoencoder.batches)
     dense = to_tensor(counts[:, encoded_features(cells.var)].toarray())
     network = autoencoder.network_of(population).encoded_part()
@@ -232,7 +233,7 @@ def latent_cells(adata: ad.AnnData, *, with_test: bool = False) -> LatentCells:
     With effects of batches or covariates, latents are residuals without these, see
     :func:`bdm.effects.effect.with_residuals`.
     """
-    mask = np.full(adata.n_obs, True) if with_test else (adata.obs["split"] != "test").to_numpy()
+    mask = np.full(adata.n_obs, True) if with_test else is_fitted(adata.obs)
     population = adata.obs["sub_population"].cat
     label = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
     if RESIDUAL in adata.layers:
@@ -259,7 +260,7 @@ def library_size_range(adata: ad.AnnData) -> Tensor:
 
     The shape is 2, or 2 x modalities if several modalities have a library size.
     """
-    mask = (adata.obs["split"] != "test").to_numpy()
+    mask = is_fitted(adata.obs)
     sizes = to_tensor(np.asarray(adata.X[mask, -len(encoded_sizes(adata)) :])).squeeze(1)
     return torch.stack([sizes.amin(dim=0), sizes.amax(dim=0)])
 

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from bdm._core.parallel import threads
 from bdm._core.seeds import to_tensor
 from bdm._core.store import concat
-from bdm.autoencoder.adapters import MAX_CELLS, Adapters
+from bdm.autoencoder.adapters import CELLS_PER_POPULATION, Adapters
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.decoder import BATCH_OFFSET_SCALE, MIN_SIZE, AutoencoderShape, Decoder
 from bdm.autoencoder.latent import (
@@ -51,7 +51,7 @@ def add_other_genes(autoencoder: GeneAutoencoder, cells: ad.AnnData, *, seed: in
     shape = AutoencoderShape.from_genes(autoencoder.genes, **sizes)
     if not shape.encoded:
         return autoencoder
-    sampled = sample_populations(autoencoder, cells, autoencoder.populations, seed=seed)
+    sampled = sample_other_counts(autoencoder, cells, autoencoder.populations, seed=seed)
     others = fit_decoder([*sampled.values()], network.decoder)
     larger = CountAutoencoder.from_decoder(network.decoder.with_other_genes(shape, others), network.prior_mean)
     adapters = adapters_with_other_genes(autoencoder.adapters, larger.decoder, sampled)
@@ -69,19 +69,19 @@ def add_other_genes_of_type(
         return adapters
     encoded = cells[:, encoded_features(cells.var)]
     obs = cells.obs.assign(sub_population=populations_of_cells(encoded, encoder))
-    sampled = sample_populations(encoder, ad.AnnData(cells.X, obs, cells.var), encoder.populations, seed=seed)
+    sampled = sample_other_counts(encoder, ad.AnnData(cells.X, obs, cells.var), encoder.populations, seed=seed)
     return adapters_with_other_genes(adapters, autoencoder.network.decoder, sampled)
 
 
 # ---- cells
 
 
-def sample_populations(
+def sample_other_counts(
     autoencoder: GeneAutoencoder, cells: ad.AnnData, populations: Sequence[str], *, seed: int
 ) -> dict[str, SampledCells]:
     """Sample training cells of populations, with their counts of other genes."""
     names = trained_populations(cells, populations)
-    n_cells = min(MAX_CELLS["train"], N_CELLS // len(names))
+    n_cells = min(CELLS_PER_POPULATION["train"], N_CELLS // len(names))
     others = np.setdiff1d(np.arange(cells.n_vars), encoded_features(cells.var))
 
     def sample(name: str) -> SampledCells:

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import DesignFile, Device, ModelFolder, OutGenerated, Output, Summary
 
-DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
+DesignSeed = Annotated[int | None, Ge(0), Lt(2**32), "Seed of every random draw.", Unset("the design's")]
 
 
 def simulate(

@@ -49,7 +49,7 @@ def read_real_cells(
     Test cells have the value ``test`` in the column ``split``, or are the cells of ``test_path``. With ``on_disk``,
     counts are read when needed.
     """
-    adata, place = open_cells(path, keys)
+    adata, slot = open_cells(path, keys)
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
     is_test = find_test_cells(adata.obs)
@@ -61,13 +61,13 @@ def read_real_cells(
     covariates = recorded_covariates(adata) if is_prepared(adata) else ()
     keys_in_space = position_keys(recorded_settings(adata) if is_prepared(adata) else {})
     store = partial(StoredCells.from_anndata, genes=names.index, covariates=covariates, position_keys=keys_in_space)
-    training = store(path, adata, np.flatnonzero(~is_test), place=place)
+    training = store(path, adata, np.flatnonzero(~is_test), slot=slot)
     if test_path is None:
-        test = store(path, adata, np.flatnonzero(is_test), place=place)
+        test = store(path, adata, np.flatnonzero(is_test), slot=slot)
     else:
-        test_adata, test_place = open_cells(test_path, keys)
+        test_adata, test_slot = open_cells(test_path, keys)
         check_genes(test_adata.var_names, names.index, test_path)
-        test = store(test_path, test_adata, np.arange(test_adata.n_obs), place=test_place)
+        test = store(test_path, test_adata, np.arange(test_adata.n_obs), slot=test_slot)
         with error_prefix(test_path):
             check_held_out(test, training)
     small = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
@@ -84,11 +84,11 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = DEFAULT_KEYS, 
 
     Default columns and counts are used where ``keys`` are missing.
     """
-    adata, place = open_cells(path, keys, strict=False)
+    adata, slot = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
     covariates = () if real.test.covariates is None else tuple(real.test.covariates)
     rows = np.arange(adata.n_obs)
-    cells = StoredCells.from_anndata(path, adata, rows, real.genes, place, covariates, real.position_keys)
+    cells = StoredCells.from_anndata(path, adata, rows, real.genes, slot, covariates, real.position_keys)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
@@ -133,8 +133,8 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
 
 def read_counts(path: Path) -> AnnData:
     """Read the raw counts and ``obs`` of cells written by bdm."""
-    adata, place = open_cells(path, DEFAULT_KEYS, by_option=False)
-    return checked_counts(take_cells(adata, np.arange(adata.n_obs)), path, place)
+    adata, slot = open_cells(path, DEFAULT_KEYS, by_option=False)
+    return checked_counts(take_cells(adata, np.arange(adata.n_obs)), path, slot)
 
 
 def read_column(

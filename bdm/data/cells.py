@@ -148,7 +148,7 @@ class StoredCells(TypedCells):
     genes: pd.Index  # in the order of the real cells
     cell_type: np.ndarray
     batch: np.ndarray | None = None  # None if unknown
-    place: str = "X"  # slot of the raw counts, for messages
+    slot: str = "X"  # slot of the raw counts, for messages
     covariates: pd.DataFrame | None = None  # cells x covariates; None if there are none
     positions: pd.DataFrame | None = None  # see :func:`bdm.data.space.position_table`
     donor: np.ndarray | None = None  # None if unknown
@@ -160,7 +160,7 @@ class StoredCells(TypedCells):
         adata: AnnData,
         rows: np.ndarray,
         genes: pd.Index,
-        place: str = "X",
+        slot: str = "X",
         covariates: Sequence[str] = (),
         position_keys: PositionKeys = PREPARED,
     ) -> StoredCells:
@@ -168,13 +168,13 @@ class StoredCells(TypedCells):
         obs, positions = adata.obs.iloc[rows], select_rows(position_table(adata, position_keys), rows)
         cell_type, values = obs["cell_type"].to_numpy(dtype=str), covariates_in(obs, covariates)
         batch, donor = read_groups(obs)
-        return cls(path, adata, rows, genes, cell_type, batch, place, values, positions, donor)
+        return cls(path, adata, rows, genes, cell_type, batch, slot, values, positions, donor)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows, parts = self.rows[index], []
         for start in range(0, max(len(rows), 1), BLOCK):
             block = take_cells(self.adata, rows[start : start + BLOCK])
-            parts.append(sparse.csr_matrix(checked_counts(block, self.path, self.place)[:, self.genes].X))
+            parts.append(sparse.csr_matrix(checked_counts(block, self.path, self.slot)[:, self.genes].X))
         batch, donor = (None if column is None else column[index] for column in (self.batch, self.donor))
         covariates, positions = select_rows(self.covariates, index), select_rows(self.positions, index)
         counts, cell_type = sparse.vstack(parts, format="csr"), self.cell_type[index]
@@ -271,10 +271,10 @@ def split_in_halves(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
 # ---- checks
 
 
-def checked_counts(adata: AnnData, path: Path | str, place: str = "X") -> AnnData:
+def checked_counts(adata: AnnData, path: Path | str, slot: str = "X") -> AnnData:
     """Check that cells have raw counts, and return only counts and ``obs``."""
     if problem := first_fault(adata):
-        raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
+        raise InputError(f"{path} has {problem}; raw counts are needed in {slot}.")
     return as_counts(adata)
 
 

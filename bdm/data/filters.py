@@ -83,9 +83,14 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
     return n_effective
 
 
+def is_fitted(obs: pd.DataFrame) -> np.ndarray:
+    """Mask the cells that models are fitted to: training and validation cells."""
+    return np.asarray(obs["split"] != "test")
+
+
 def donors_of_types(obs: pd.DataFrame) -> pd.Series:
     """Return the effective number of donors per cell type, excluding test cells."""
-    fitted = obs[obs["split"] != "test"]
+    fitted = obs[is_fitted(obs)]
     return effective_donors(fitted["cell_type"], fitted["donor"])
 
 
@@ -116,7 +121,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, settings: PrepareSettings) ->
             f"fewer than two of {len(n_donors)} cell types have cells of {min_donors} effective donors or more (the "
             f"most are {n_donors.max():.1f}); {remedy}."
         )
-    fitted = obs[obs["split"] != "test"]
+    fitted = obs[is_fitted(obs)]
     share = largest_shares(fitted["cell_type"], fitted["donor"])
     for name, number in few.items():
         logger.warning(

@@ -51,7 +51,7 @@ class BatchEffects(Shift, name="batches"):
         batches, latents = cells.autoencoder.batches, latent_cells(cells.latent)
         if len(batches) < 2:
             return None
-        code = codes_of(cells.known["batch"], batches).numpy()
+        code = codes_of(cells.fitted_obs["batch"], batches).numpy()
         columns = latents.layout.latent, latents.layout.library_sizes
         shifts = np.concatenate([fit_columns(latents, code, len(batches), part) for part in columns], axis=2)
         if not shifts.any():

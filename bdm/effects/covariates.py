@@ -17,6 +17,7 @@ from bdm._core.errors import counted
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm._core.store import concat, updated
 from bdm.autoencoder.latent import LatentCells, latent_cells
+from bdm.data.filters import is_fitted
 from bdm.data.prepare import recorded_covariates
 from bdm.effects.curves import (
     CONSTANT,
@@ -96,7 +97,7 @@ class CovariateEffects(Shift, name="covariates"):
         """Fit effects of covariates; None without these, or if cells of an added type lack those of the model."""
         if cells.extended is None:
             names = recorded_covariates(cells.prepared)
-            stepwise = tuple(cells.known[name].nunique() <= len(PROBABILITIES) for name in names)
+            stepwise = tuple(cells.fitted_obs[name].nunique() <= len(PROBABILITIES) for name in names)
         elif isinstance(known := cells.extended.get(cls.name), cls):
             names, stepwise = known.names, known.stepwise
         else:
@@ -240,7 +241,7 @@ def normal_scores(values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
 
 def fit_effects(names: tuple[str, ...], stepwise: tuple[bool, ...], latent: ad.AnnData) -> CovariateEffects:
     """Fit the effects of covariates in ``obs`` to encoded cells, excluding test cells."""
-    cells, obs = latent_cells(latent), latent.obs[(latent.obs["split"] != "test").to_numpy()]
+    cells, obs = latent_cells(latent), latent.obs[is_fitted(latent.obs)]
     values, labels = obs[list(names)].to_numpy(dtype=float), np.array(cells.labels)[cells.population.numpy()]
     donor = obs["donor"].astype(str).to_numpy() if "donor" in obs else np.arange(len(obs))
     by_donor = obs[list(names)].groupby(donor)

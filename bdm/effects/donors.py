@@ -21,6 +21,7 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.inputs import batch_codes
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.filters import is_fitted
 from bdm.data.modalities import Modality, blocks_of
 from bdm.data.prepare import has_donors
 from bdm.effects.donor_composition import DonorComposition, fit_composition
@@ -236,7 +237,7 @@ def fit_donors(
     """
     if not has_donors(prepared):
         return None
-    rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
+    rows = np.flatnonzero(is_fitted(prepared.obs))
     obs = latent.obs.iloc[rows]
     donors, names = pd.factorize(obs["donor"].astype(str), sort=True)
     population = obs["sub_population"].astype(str).to_numpy()
@@ -335,13 +336,13 @@ def population_means(
 ) -> dict[str, dict[str, PopulationMeans]]:
     """Compute the means of populations by cell type; ``latent``: cells x latent dimensions."""
     means: dict[str, dict[str, PopulationMeans]] = {}
-    for (type_code, code), first_table in groups[0].table.groupby(["cell_type", "population"]):
+    for (population_code, code), first_table in groups[0].table.groupby(["cell_type", "population"]):
         tables = [part.table.loc[first_table.index] for part in groups]
         name = autoencoder.populations[int(code)]
         decoder = autoencoder.network_of(name).decoder
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
         expression = decoder.decode(mean)[0].exp()
-        means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
+        means.setdefault(autoencoder.cell_types[int(population_code)], {})[name] = PopulationMeans(
             tuple(expression.double().numpy()[block.features] for block in blocks),
             tuple(
                 float(table["log_library_size"].sum() / table["n_cells"].sum())

@@ -17,6 +17,7 @@ from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.latent import RESIDUAL, RESIDUAL_SCALE
 from bdm.autoencoder.moments import PopulationMoments, Whitening
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.filters import is_fitted
 from bdm.settings import EFFECTS
 
 MIN_UNEXPLAINED = 0.05  # fraction of the prior variance of y that effects always leave
@@ -35,9 +36,9 @@ class CellsToFit:
     extended: Mapping[str, Effect] | None = None
 
     @property
-    def known(self) -> pd.DataFrame:
+    def fitted_obs(self) -> pd.DataFrame:
         """``obs`` of the training and validation cells."""
-        return self.latent.obs[(self.latent.obs["split"] != "test").to_numpy()]
+        return self.latent.obs[is_fitted(self.latent.obs)]
 
 
 @dataclass(frozen=True)

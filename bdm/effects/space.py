@@ -17,6 +17,7 @@ from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.latent import latent_cells
 from bdm.autoencoder.moments import fit_whitening, population_moments, without_prior
 from bdm.autoencoder.observation import ObservationModel
+from bdm.data.filters import is_fitted
 from bdm.data.space import COORDINATES, POSITIONS, SECTION, has_positions, sections_of
 from bdm.effects.effect import CellsToFit, Effect, LatentSpace
 from bdm.effects.fit_space import (
@@ -76,7 +77,7 @@ class SpatialEffects(Effect, name="positions"):
         prepared, seed = cells.prepared, cells.seed
         if not has_positions(prepared):
             return None
-        rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
+        rows = np.flatnonzero(is_fitted(prepared.obs))
         sections, codes = np.unique(sections_of(prepared.obs)[rows], return_inverse=True)
         positions = np.asarray(prepared.obsm[POSITIONS], dtype=float)[rows]
         centres = np.stack([positions[codes == code].mean(axis=0) for code in range(len(sections))])

@@ -17,6 +17,7 @@ from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.moments import Normal, matrix_power
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.observation import ObservationModel
 from bdm.autoencoder.protein_levels import map_quantiles
 from bdm.data.cell_sets import DEFAULT_KEYS
 from bdm.data.columns import writable, writable_names
@@ -31,7 +32,7 @@ from bdm.model.match import (
     label_column,
     labels_of,
 )
-from bdm.model.model import BranchedModel, record_of_cells
+from bdm.model.model import BranchedModel, generated_noise, record_of_cells
 from bdm.settings import InputKeys
 
 MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
@@ -131,6 +132,7 @@ class PopulationPosterior:
     network: CountAutoencoder  # for RNA alone
     normal: Normal  # of y = (latent, log library sizes), in double precision
     target: Decoder  # for the modality to predict
+    noise: ObservationModel  # of generated counts of this modality
     target_size: int | None  # index of the modality's log library size in y without the library size of RNA
     has_levels: bool  # whether predicted proteins have the levels of training cells
 
@@ -143,10 +145,11 @@ class PopulationPosterior:
         return cls(
             model,
             name,
-            model.autoencoder.type_code(name),
+            model.autoencoder.population_code(name),
             CountAutoencoder.from_decoder(network.decoder.of_blocks(0), network.prior_mean),
             Normal(mean, colour @ model.moments.covariance[row].double() @ colour),
             network.decoder.of_blocks(blocks_of(model.autoencoder.genes).index(modality)),
+            generated_noise(model, name).of_genes(np.r_[modality.features]),
             model.layout.index(modality.size_name) - 1 if modality.normalised else None,
             has_levels=not modality.normalised and name in model.levels,
         )
@@ -167,7 +170,7 @@ class PopulationPosterior:
 
     def sampled(self, mean: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Sample counts of the modality; proteins have the levels of training cells."""
-        counts = self.target.observation(torch.tensor(self.code)).sample(mean, generator).toarray()
+        counts = self.noise.sample(mean, generator).toarray()
         if not self.has_levels:
             return counts
         levels, training_levels = self.model.levels[self.name], self.model.autoencoder.levels[self.name]

@@ -21,7 +21,7 @@ from bdm._core.schema import Setting
 from bdm._core.seeds import numpy_generator
 from bdm._core.validation import shown, unknown_type
 from bdm.data.cell_sets import DEFAULT_KEYS
-from bdm.data.columns import as_strings, text_column, with_written_names
+from bdm.data.columns import as_strings, name_in, text_column, with_written_names
 from bdm.data.filters import rounded_shares
 from bdm.data.space import COORDINATES, SECTION, position_key, positions_in, section_column
 from bdm.effects.space import SpatialEffects
@@ -106,9 +106,9 @@ def request_cells(
         Number of cells of each type; numbers by type; cells to repeat, see :func:`cells_like`; or a table with a row
         for each group of cells, with its number ``n_cells``, or, without this column, for each cell. Columns are
         ``cell_type`` (a cell type or sub-population) and, where the model has them, ``batch``, covariates, coordinates
-        (``x``, ``y`` and, in three dimensions, ``z``) and ``section``. Cells at positions need no ``cell_type``; the
-        map of the model gives it. Where rows are cells, generated cells have their order, and the names of the index;
-        further columns are copied.
+        (``x``, ``y`` and, in three dimensions, ``z``) and ``section``; types, batches and sections may be named as in
+        the training data. Cells at positions need no ``cell_type``; the map of the model gives it. Where rows are
+        cells, generated cells have their order, and the names of the index; further columns are copied.
     new_locations, at, extrapolate
         As in :meth:`bdm.BranchedDiffusion.generate`. More than 1% of positions far from all training cells (a quarter
         of the spread of a section, or more) need ``extrapolate``.
@@ -131,7 +131,7 @@ def request_cells(
     is_cells = copied is not None or has_places
     if has_places:
         places = places_in(model, table, extrapolate=extrapolate)
-        table[SECTION] = require_space(model).section_names(places)
+        table[SECTION] = require_positions(model).section_names(places)
         table["sub_population"] = draw_populations(model, places, table.get("cell_type"), seed)
         table["cell_type"] = table["sub_population"].map(model.cell_type_of)
     if at and is_cells:
@@ -245,7 +245,7 @@ def checked_table(model: BranchedModel, cells: Any) -> tuple[pd.DataFrame, pd.Da
     Returns also the columns to copy, if rows are cells.
     """
     if isinstance(cells, pd.DataFrame):
-        table = cells.copy()
+        table = with_input_names(model, cells)
     elif isinstance(cells, Mapping | pd.Series):
         table = pd.DataFrame(list(cells.items()), columns=["cell_type", "n_cells"])
     elif isinstance(cells, Real) and not isinstance(cells, bool):
@@ -256,7 +256,7 @@ def checked_table(model: BranchedModel, cells: Any) -> tuple[pd.DataFrame, pd.Da
             "or a table with the column cell_type, and n_cells unless each row is a cell."
         )
     if COORDINATES[0] in table and "cell_type" not in table:
-        require_space(model)
+        require_positions(model)
     copied = None if "n_cells" in table else copied_columns(model, table)
     if copied is not None:
         table = table.reset_index(drop=True).drop(columns=copied.columns).assign(n_cells=1)
@@ -291,6 +291,14 @@ def checked_table(model: BranchedModel, cells: Any) -> tuple[pd.DataFrame, pd.Da
     return table.groupby(keys, sort=False, as_index=False, dropna=False)["n_cells"].sum(), None
 
 
+def with_input_names(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
+    """Rename columns of types, batches and sections that have their names in the training data."""
+    keys = {"cell_type": model.label_key, "batch": model.preparation["batch_key"]}
+    keys[SECTION] = model.preparation["section_key"]
+    used = {name_in(table, key): name for name, key in keys.items() if key and name in input_columns(model)}
+    return table.rename(columns={key: name for key, name in used.items() if name not in table})
+
+
 def copied_columns(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of cells that are no input, indexed by the names of cells."""
     names = [name for name in table if name not in input_columns(model)]
@@ -314,7 +322,7 @@ def check_columns(model: BranchedModel, table: pd.DataFrame) -> None:
     """Check the columns of a table, and convert numbers to floats in place."""
     columns, coordinates = input_columns(model), set(COORDINATES) & set(table)
     if coordinates and model.space is None:
-        require_space(model)
+        require_positions(model)
     if "cell_type" not in table and not coordinates:
         raise InputError("The table of cells lacks the column 'cell_type'; it needs cell_type, and may have n_cells.")
     if unknown := [str(name) for name in table if name not in columns]:
@@ -449,7 +457,7 @@ def alternating(n: int, step: float, start: float = 0.0) -> np.ndarray:
 # ---- positions
 
 
-def require_space(model: BranchedModel) -> SpatialEffects:
+def require_positions(model: BranchedModel) -> SpatialEffects:
     """Return the spatial effects of a model."""
     if model.space is None:
         raise InputError("The model has no positions; fit it with `spatial_key=`, the key of obsm with the positions.")
@@ -458,7 +466,7 @@ def require_space(model: BranchedModel) -> SpatialEffects:
 
 def places_in(model: BranchedModel, table: pd.DataFrame, *, extrapolate: bool) -> Places:
     """Return the positions of cells; reject those outside the tissue, unless few or with ``extrapolate``."""
-    space = require_space(model)
+    space = require_positions(model)
     names, places = space.coordinates, space.places_at(table)
     outside = ~space.tissue.contains(places)
     if outside.any() and not extrapolate:
@@ -472,7 +480,7 @@ def places_in(model: BranchedModel, table: pd.DataFrame, *, extrapolate: bool) -
 
 def draw_populations(model: BranchedModel, places: Places, cell_type: pd.Series | None, seed: int) -> np.ndarray:
     """Draw the population of each cell from the map, within its cell type if known."""
-    space = require_space(model)
+    space = require_positions(model)
     added = [name for name in model.populations if name not in space.populations]
     populations = np.array([*space.populations, *added], dtype=object)
     type_of = np.array([model.cell_type_of[name] for name in populations], dtype=object)
@@ -487,7 +495,7 @@ def draw_populations(model: BranchedModel, places: Places, cell_type: pd.Series 
 
 def sample_locations(model: BranchedModel, n: int, *, seed: int) -> pd.DataFrame:
     """Sample locations as dense as the training cells."""
-    space = require_space(model)
+    space = require_positions(model)
     n = Setting("new_locations", Annotated[int, Ge(1)]).checked(n)
     places = space.tissue.sample(n, numpy_generator(seed, "locations"))
     table = pd.DataFrame(places.positions * space.unit, columns=space.coordinates)

@@ -24,7 +24,7 @@ from bdm.hierarchy.clustering import (
     resample_means,
     rows_by_type,
     type_clades,
-    with_sub_populations,
+    with_type_clades,
 )
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
@@ -65,7 +65,7 @@ def build_hierarchy(
     if clade is None:
         shape = merge_clades(list(clades.values()), link_types(means, cells.labels))
     else:
-        shape = with_sub_populations(match_leaves(clade, tuple(clades)), clades)
+        shape = with_type_clades(match_leaves(clade, tuple(clades)), clades)
     root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     sd = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))

@@ -94,12 +94,12 @@ def merge_clades(clades: list[Clade], pairs: list[tuple[int, int]]) -> Clade:
     return clades[-1]
 
 
-def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
+def with_type_clades(tree: Clade, clades: dict[str, Clade]) -> Clade:
     """Replace the leaves of a tree, cell types, by their clades."""
     if not tree.children:
         (name,) = tree.leaves()
         return clades[name]
-    return Clade(tree.name, tuple(with_sub_populations(child, clades) for child in tree.children))
+    return Clade(tree.name, tuple(with_type_clades(child, clades) for child in tree.children))
 
 
 # ---- support

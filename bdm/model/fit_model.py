@@ -21,6 +21,7 @@ from bdm.autoencoder.fit_autoencoder import fit_autoencoder
 from bdm.autoencoder.latent import LatentCells, encode, latent_cells, library_size_range, read_latent, save_latent
 from bdm.autoencoder.moments import Whitening, fit_whitening, population_moments
 from bdm.autoencoder.protein_levels import ProteinLevels, mean_count, quantiles
+from bdm.data.filters import is_fitted
 from bdm.data.prepare import preparation
 from bdm.effects.effect import CellsToFit, Effect, fit_all_effects
 from bdm.hierarchy.build import build_hierarchy
@@ -141,7 +142,7 @@ def fit_model(
     check_hierarchy(hierarchy, cells, autoencoder=latent.uns.get("autoencoder"))
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
-    split = latent.obs.loc[latent.obs["split"] != "test", "split"]
+    split = latent.obs.loc[is_fitted(latent.obs), "split"]
     data = PriorData(cells, whitening, moments, hierarchy, torch.tensor((split == "validation").to_numpy()))
     fitted = PRIORS.find(settings.prior).fit(data, settings, seed=seed, device=device)
     check_collapse(fitted.prior.sampler(), cells, whitening, seed=seed)
@@ -150,7 +151,7 @@ def fit_model(
         whitening=whitening,
         moments=moments,
         prior=fitted.prior,
-        composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
+        composition=composition_of(latent.obs[is_fitted(latent.obs)]),
         library_sizes=library_size_range(latent),
         provenance=provenance(seed=seed, settings=asdict(settings), **facts),
         effects=encoded.effects,

@@ -26,6 +26,7 @@ from bdm.data.columns import (
     writable_name,
 )
 from bdm.data.counts import count_slots, raw_counts, slot_or_auto
+from bdm.data.filters import is_fitted
 from bdm.data.header import MISSING_LABELS
 from bdm.data.matrix import to_row_storage
 from bdm.data.modalities import encoded_features, modalities_of, parts_of_rna
@@ -120,8 +121,8 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = DEFAULT_
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     column = find_batch_column(cells.obs, model, keys)
     batch = None if column is None else named_batches(cells.obs, column)
-    donor_key = model.preparation.get("donor_key")
-    donor = cells.obs[donor_key].to_numpy(dtype=str) if donor_key in cells.obs else None
+    donor_column = find_donor_column(cells.obs, model)
+    donor = None if donor_column is None else cells.obs[donor_column].to_numpy(dtype=str)
     cell_type = labels[is_known].to_numpy(dtype=str)
     covariates = covariates_in(with_written_names(cells.obs), model.input_names)
     modalities = modalities_if_several(model.autoencoder.genes)
@@ -216,7 +217,7 @@ def labels_of(
     return distinct_text(obs, column).astype(object).replace(list(MISSING_LABELS), None)
 
 
-def batch_names(model: BranchedModel) -> tuple[str, ...]:
+def batch_candidates(model: BranchedModel) -> tuple[str, ...]:
     """Return candidate columns of batches: the model's (also as written), and ``batch``."""
     key = model.preparation["batch_key"]
     return ("batch",) if key is None else (key, writable_name(key), "batch")
@@ -224,14 +225,20 @@ def batch_names(model: BranchedModel) -> tuple[str, ...]:
 
 def find_batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys) -> str | None:
     """Return the first column that may have the batches; None if there is none."""
-    return next((name for name in (keys.batch_key, *batch_names(model)) if name in obs), None)
+    return next((name for name in (keys.batch_key, *batch_candidates(model)) if name in obs), None)
+
+
+def find_donor_column(obs: pd.DataFrame, model: BranchedModel) -> str | None:
+    """Return the column of donors: the model's (also as written), or ``donor``; None if there are none."""
+    key = model.preparation.get("donor_key")
+    return None if key is None else next((name for name in (key, writable_name(key), "donor") if name in obs), None)
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = DEFAULT_KEYS) -> str | None:
     """Return the column of batches; None for a model without batches."""
     if not model.autoencoder.batches:
         return None
-    candidates = (keys.batch_key,) if keys.batch_key else batch_names(model)
+    candidates = (keys.batch_key,) if keys.batch_key else batch_candidates(model)
     for key in candidates:
         if key in obs:
             return key
@@ -303,7 +310,7 @@ def check_has_types(obs: pd.DataFrame, model: BranchedModel) -> None:
 def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
     """Reject prepared cells that lack types; warn if numbers of cells differ."""
     check_has_types(obs, model)
-    fitted = obs[obs["split"] != "test"].drop(columns="sub_population", errors="ignore")  # may not be the model's
+    fitted = obs[is_fitted(obs)].drop(columns="sub_population", errors="ignore")  # may not be the model's
     composition, expected = composition_of(fitted), model.composition_of_types
     aligned = composition.reindex(index=expected.index, columns=expected.columns, fill_value=0)
     if (aligned != expected).any(axis=None) or composition.to_numpy().sum() != expected.to_numpy().sum():

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from bdm._core.errors import abbreviated
+from bdm._core.errors import InputError, abbreviated
 from bdm._core.files import provenance, sha256, storable
 from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
@@ -282,7 +282,7 @@ def expected_counts(model: BranchedModel, x: Tensor, at: pd.DataFrame, populatio
     model
         Model with the decoder and effects.
     x
-        Whitened cells at their inputs, see :meth:`BranchedModel.at`; cells x dimensions.
+        Whitened cells at their inputs, see :meth:`BranchedModel.moved`; cells x dimensions.
     at
         Inputs of each cell. Without a column ``batch``, expression is averaged over batches.
     population
@@ -321,7 +321,7 @@ def generated_noise(model: BranchedModel, population: str, at: pd.DataFrame | No
 @torch.no_grad()
 def observation_model(model: BranchedModel, population: str) -> ObservationModel:
     """Return the observation model of the decoder of a population."""
-    code = torch.tensor(model.autoencoder.type_code(population))
+    code = torch.tensor(model.autoencoder.population_code(population))
     return model.autoencoder.network_of(population).decoder.observation(code)
 
 
@@ -443,6 +443,10 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 def log_expression(model: BranchedModel, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Decode the mean latent of a type or population to log expression, by the shared and its own decoder."""
     populations = model.autoencoder.populations_of(name)
+    if len(populations) > 1 and name not in model.autoencoder.adapters:
+        raise InputError(
+            f"{name!r} has no decoder of its own, but its sub-populations do; name one: {abbreviated(populations)}."
+        )
     y = model.whitening.inverse(model.moments.mixture_moments(populations).mean[None])
     decoders = (model.autoencoder.network_of(each).decoder for each in (None, name))
     shared, specific = (decoder.decode(y[:, model.layout.latent])[0].double().numpy() for decoder in decoders)

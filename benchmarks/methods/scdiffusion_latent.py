@@ -2,8 +2,8 @@
 
 Luo et al. 2024, Bioinformatics 40:btae518; https://github.com/EperLuo/scDiffusion at e20ee19, MIT. Runs its scripts one
 after the other, with their defaults except for the number of steps. All three networks are trained from scratch, as
-its pretrained encoder needs the genes of SCimilarity. These steps are a hundredth of what it advises (150,000, 600,000
-and 200,000) or less, so the learning rate of the diffusion is 5e-4 instead of 1e-4.
+its pretrained encoder needs the genes of SCimilarity. These steps are a 75th to a 300th of what it advises (150,000,
+600,000 and 200,000), so the learning rate of the diffusion is 5e-4 instead of 1e-4.
 
 It generates normalised log values. They are decoded as in its notebooks: all cells at once, with batch normalisation in
 training mode. Counts are Poisson with these proportions, and library sizes of training cells of the type.
@@ -54,8 +54,8 @@ def train(
     model: Path,
     *,
     autoencoder_steps: int = 2000,
-    steps: int = 4000,
-    classifier_steps: int = 2000,
+    steps: int = 2000,
+    classifier_steps: int = 1000,
     seed: int = 0,
 ) -> None:
     """Train on training and validation cells."""

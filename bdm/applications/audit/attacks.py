@@ -122,7 +122,7 @@ def log_density(cells: np.ndarray, x: np.ndarray) -> np.ndarray:
 def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.ndarray:
     """Return evidence lower bounds by each cell's most probable population, in nats."""
     population = populations_of_cells(cells, model.autoencoder)
-    types, batches = model.autoencoder.type_codes(population), batch_codes(cells, model.autoencoder.batches)
+    types, batches = model.autoencoder.population_codes(population), batch_codes(cells, model.autoencoder.batches)
     bounds = np.empty(cells.n_obs)
     for rows in cells_by_network(population, model.autoencoder):
         network = model.autoencoder.network_of(population[rows[0]])

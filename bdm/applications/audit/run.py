@@ -108,9 +108,9 @@ def fold_reader(paths: Sequence[Path], division: AuditFolds, settings: AuditSett
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
     """Read a fold's generated cells, and check genes and cell types."""
-    adata, place = open_cells(path, keys, strict=False, by_option=False)
+    adata, slot = open_cells(path, keys, strict=False, by_option=False)
     check_genes(adata.var_names, prepared.var_names, path)
-    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), prepared.var_names, place)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), prepared.var_names, slot)
     members = members_by_type(prepared.obs, fold)
     unknown = sorted(set(cells.n_by_type.index) - set(members))
     if unknown:

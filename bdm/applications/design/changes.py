@@ -11,7 +11,7 @@ from bdm._core.seeds import numpy_generator
 from bdm.applications.design.design import Change, Design, FoldChange, GeneChoice
 from bdm.applications.design.samples import N_SHOWN, resolve_populations
 from bdm.data.space import COORDINATES
-from bdm.generation.request import Request, require_space
+from bdm.generation.request import Request, require_positions
 from bdm.model.model import BranchedModel
 
 
@@ -61,7 +61,7 @@ def with_region(planted: PlantedChange, model: BranchedModel, request: Request, 
     region = planted.change.region
     if not region or COORDINATES[0] not in request.table:
         return planted
-    space = require_space(model)
+    space = require_positions(model)
     names, places = space.coordinates, space.places_at(request.table)
     if unknown := [axis for axis in region if axis not in names]:
         raise InputError(f"region: the model has no coordinate {unknown[0]}; it has {' and '.join(names)}.")

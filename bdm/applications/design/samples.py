@@ -14,7 +14,7 @@ from bdm.data.space import SECTION
 from bdm.effects.donors import DonorInput, DonorModel, NewDonors
 from bdm.effects.space import LOCAL_SEED
 from bdm.generation.covariate_values import CovariateValues, limit_range, require_covariates, spread_evenly
-from bdm.generation.request import Request, divide_type, require_space
+from bdm.generation.request import Request, divide_type, require_positions
 from bdm.model.model import BranchedModel
 
 N_SHOWN = 12  # names listed in a message
@@ -69,7 +69,7 @@ def sample_table(model: BranchedModel, design: Design) -> pd.DataFrame:
 
 def draw_sections(model: BranchedModel, design: Design, table: pd.DataFrame) -> list[str]:
     """Return the tissue section of each sample: designed, or as frequent as in training cells."""
-    space = require_space(model)
+    space = require_positions(model)
     sections = []
     for sample, condition in table["condition"].items():
         name = design.samples.section_in(condition, str(sample))
@@ -277,7 +277,7 @@ def draw_request(
 
 def with_places(model: BranchedModel, request: Request, samples: pd.DataFrame, seed: int) -> Request:
     """Draw the position of each cell, for a row per cell."""
-    space, table = require_space(model), request.table
+    space, table = require_positions(model), request.table
     table = table.loc[table.index.repeat(table["n_cells"])].assign(n_cells=1).reset_index(drop=True)
     positions = np.empty((len(table), space.n_coordinates))
     for sample, rows in table.groupby("sample", sort=False).indices.items():

@@ -33,6 +33,7 @@ from bdm.autoencoder.moments import population_moments
 from bdm.autoencoder.other_genes import add_other_genes_of_type
 from bdm.autoencoder.protein_levels import training_levels
 from bdm.autoencoder.softmax import AdapterSettings
+from bdm.data.filters import is_fitted
 from bdm.data.genes import display_names
 from bdm.data.modalities import encoded_features
 from bdm.effects.effect import CellsToFit, fit_all_effects
@@ -141,8 +142,8 @@ def add_type(
     moments = population_moments(latent, model.whitening)
     point, support, tree = attach_type(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
     added = PriorData(latent, model.whitening, moments, tree)
-    is_fitted = (encoded.obs["split"] != "test").to_numpy()
-    fitted_cells = ad.AnnData(cells.X[is_fitted], obs=encoded.obs[is_fitted], var=cells.var)
+    rows = is_fitted(encoded.obs)
+    fitted_cells = ad.AnnData(cells.X[rows], obs=encoded.obs[rows], var=cells.var)
     extension = Extension(
         cell_type=cell_type,
         attachment=point,

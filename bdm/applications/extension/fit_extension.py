@@ -16,7 +16,7 @@ from bdm._core.errors import TrainingError
 from bdm._core.parallel import threads
 from bdm._core.seeds import numpy_generator
 from bdm._core.store import concat
-from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
+from bdm.autoencoder.adapters import CELLS_PER_POPULATION, KNOWN_POPULATIONS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.autoencoder import GeneAutoencoder
 from bdm.autoencoder.inputs import (
     N_BOUND_ITERATIONS,
@@ -27,6 +27,7 @@ from bdm.autoencoder.inputs import (
 from bdm.autoencoder.latent import LatentCells, encode, populations_of_cells
 from bdm.autoencoder.moments import PopulationMoments, without_prior
 from bdm.autoencoder.sub_populations import SubPopulations, classify, parts_of_group, prefixes_of
+from bdm.data.filters import is_fitted
 from bdm.hierarchy.build import (
     FEW_CELLS,
     MIN_LEVEL,
@@ -81,7 +82,7 @@ def find_populations(
     it where validation cells gain. The result has no sub-populations if the type is not divided.
     """
     [cell_type] = decoder
-    cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
+    cells = cells[is_fitted(cells.obs)].copy()
     latent = encode(cells, autoencoder.with_type(cell_type, decoder))
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(values)[:, :n_latent]) for values in (latent.X, latent.layers["scale"]))
@@ -103,7 +104,10 @@ def fit_populations(cells: ad.AnnData, initial: Adapters, autoencoder: GeneAutoe
     """Fit the decoder of each population; empty adapters where validation cells do not gain."""
 
     def fitted(name: str) -> Adapters:
-        rows = [sample_rows_of_population(cells.obs, name, split, most, seed=seed) for split, most in MAX_CELLS.items()]
+        rows = [
+            sample_rows_of_population(cells.obs, name, split, most, seed=seed)
+            for split, most in CELLS_PER_POPULATION.items()
+        ]
         start = initial.subset((name,))
         if not all(map(len, rows)):
             return start.subset(())
@@ -147,7 +151,9 @@ def count_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[
     observed, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
     population = populations_of_cells(cells, autoencoder)
     for name in np.unique(population):
-        blocks = cell_blocks_of_type(cells[population == name], autoencoder.batches, code=autoencoder.type_code(name))
+        blocks = cell_blocks_of_type(
+            cells[population == name], autoencoder.batches, code=autoencoder.population_code(name)
+        )
         counts = observed_and_expected(autoencoder.network_of(name), blocks)
         observed, expected = observed + counts[0], expected + counts[1]
     return observed, expected

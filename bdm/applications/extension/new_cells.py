@@ -23,7 +23,7 @@ from bdm.data.columns import (
 from bdm.data.filters import split_by_type
 from bdm.data.prepare import counted_cells
 from bdm.data.space import POSITIONS, SECTION, has_positions, position_key, positions_in, section_column
-from bdm.model.match import batches_of, check_has_genes, check_has_types, labels_of, model_counts
+from bdm.model.match import batches_of, check_has_genes, check_has_types, find_donor_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
 
@@ -72,8 +72,8 @@ def select_new_cells(
         cells.obs["batch"] = pd.Categorical(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
         )
-    donor_key = model.preparation.get("donor_key")
-    if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][selected])).any():
+    column = find_donor_column(adata.obs, model)
+    if column is not None and not is_missing(donors := as_text(adata.obs[column][selected])).any():
         cells.obs["donor"] = donors
     obs = with_written_names(adata.obs[selected])
     for name in model.input_names:

@@ -42,15 +42,18 @@ def measure(
     cells = find_counts(adata, source=settings.counts)[0]
     counts = Counts.from_matrix(cells.X)
     types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
-    type_code, condition_code = pd.Index(types).get_indexer(cell_type), pd.Index(conditions).get_indexer(condition)
+    population_code, condition_code = (
+        pd.Index(types).get_indexer(cell_type),
+        pd.Index(conditions).get_indexer(condition),
+    )
     replicate, half_of_replicate = divide_replicates(adata.obs, condition, cell_type, settings.donor_key)
     n, are_donors = len(half_of_replicate), settings.donor_key is not None
-    n_cells = pd.DataFrame(pd.crosstab(type_code, condition_code).to_numpy(), index=types, columns=conditions)
+    n_cells = pd.DataFrame(pd.crosstab(population_code, condition_code).to_numpy(), index=types, columns=conditions)
     enough = (n_cells >= settings.min_cells).to_numpy().T
     related = relate_conditions(conditions, settings, features)
     check_measured(enough, types, conditions, are_related=related is not None)
     donor_share = np.zeros((len(conditions), len(types), n))  # in the cells of a type in a condition
-    np.add.at(donor_share, (condition_code, type_code, replicate), 1)
+    np.add.at(donor_share, (condition_code, population_code, replicate), 1)
     donor_share /= np.maximum(donor_share.sum(axis=2, keepdims=True), 1)
     has_replicates = donor_share.max(axis=2) <= MAX_SHARE_OF_DONOR
     if are_donors:
@@ -59,7 +62,7 @@ def measure(
     def sums_of(number: int) -> tuple[Sums, ...]:
         """Sum counts of types in a condition: by replicate, in total, and in each half."""
         rows = np.flatnonzero(condition_code == number)
-        by_replicate = counts.sums(rows, type_code[rows] * n + replicate[rows], len(types) * n)
+        by_replicate = counts.sums(rows, population_code[rows] * n + replicate[rows], len(types) * n)
         halves = (by_replicate.pooled(n, half_of_replicate == half) for half in range(2))
         return (by_replicate, by_replicate.pooled(n), *halves)
 
