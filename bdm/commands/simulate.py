@@ -9,7 +9,7 @@ from bdm._core.errors import counted, error_prefix
 from bdm._core.schema import Unset
 from bdm.commands.base import DesignFile, Device, ModelFolder, OutGenerated, Output, Summary
 
-DesignSeed = Annotated[int | None, Ge(0), Lt(2**32), "Seed of every random draw.", Unset("the design's")]
+DesignSeed = Annotated[int | None, Ge(0), Lt(2**63), "Seed of every random draw.", Unset("the design's")]
 
 
 def simulate(

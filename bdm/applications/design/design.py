@@ -15,7 +15,6 @@ from bdm._core.errors import InputError, abbreviated, error_prefix
 from bdm._core.files import reading
 from bdm._core.schema import StageSettings, Unset, settings_of
 from bdm.generation.covariate_values import CovariateValues, range_of
-from bdm.settings import Seed
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +321,7 @@ class Design(StageSettings):
     ambient: Annotated[Ambient, "Ambient RNA."] = field(default_factory=Ambient)
     power: Annotated[PowerSettings, "Grid of a power analysis, for `bdm power`."] = field(default_factory=PowerSettings)
     expected: Annotated[bool, "Add expected counts as a layer."] = False
-    seed: Seed = 0
+    seed: Annotated[int, Ge(0), Lt(2**63), "Seed of every random draw."] = 0  # as derived for repeats of `bdm power`
 
     def __post_init__(self) -> None:
         super().__post_init__()
