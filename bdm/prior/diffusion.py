@@ -25,7 +25,7 @@ from bdm.settings import TrainSettings
 logger = logging.getLogger(__name__)
 
 N_DRAWS = 6000  # noise draws of held-out cells, about
-MIN_GAIN = 1.0  # gain of held-out cells that keeps the network, in standard errors
+MIN_GAIN = 2.0  # gain of held-out cells that keeps the network, in standard errors
 PATIENCE = 5  # validations, 100 steps apart, without improvement before training stops
 
 
