@@ -265,6 +265,13 @@ def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value,
         assert tuple(extended.extension.adapters) == ("mixed",)
 
 
+def test_fewer_populations_of_a_new_type_than_set_are_named(base, mixed_cells, caplog):
+    model = with_settings(base, sub_populations=2, min_cells_per_sub_population=100)
+    new = select_new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
+    extend(model, new, replace(QUICK, n_bootstrap=0), seed=0)
+    assert "Fewer than 2 sub-populations, as each needs 100 cells to fit: 'mixed' (1)." in caplog.text
+
+
 def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
     """The model requires a minimum number of donors per population."""
     record = base.autoencoder.provenance

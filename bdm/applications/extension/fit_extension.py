@@ -26,7 +26,7 @@ from bdm.autoencoder.inputs import (
 )
 from bdm.autoencoder.latent import LatentCells, encode, populations_of_cells
 from bdm.autoencoder.moments import PopulationMoments, without_prior
-from bdm.autoencoder.sub_populations import SubPopulations, classify, parts_of_group, prefixes_of
+from bdm.autoencoder.sub_populations import SubPopulations, classify, parts_of_group, prefixes_of, warn_of_fewer
 from bdm.data.filters import is_fitted
 from bdm.hierarchy.build import (
     FEW_CELLS,
@@ -89,6 +89,8 @@ def find_populations(
     part = parts_of_group(cell_type, mean, scale, settings, seed=seed)
     prefix, min_cells = prefixes_of([cell_type], reserved)[cell_type], settings.min_cells_per_sub_population
     divided = classify(cell_type, mean, part, prefix=prefix, min_cells=min_cells)
+    if isinstance(settings.sub_populations, int):
+        warn_of_fewer(divided, [cell_type], settings.sub_populations, requirement=f"{min_cells} cells to fit")
     names = divided.names
     if not len(divided):
         return decoder, divided
