@@ -42,6 +42,7 @@ DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencod
 # ---- types of settings that several stages have
 
 Seed = Annotated[int, Ge(0), Lt(2**32), "Random seed; the same seed gives the same results on the same machine."]
+Samples = Annotated[int, Ge(20), "Samples of each cell, from which the interval is computed."]
 Counts = Annotated[
     str,
     "Slot of the raw counts: `X`, `raw`, the name of a layer, or `auto` (the first of layer `counts`, `raw` and `X` "

@@ -554,6 +554,14 @@ def test_proteins_are_predicted_at_the_values_of_covariates(tiny_settings):
         model.predict_modality(rna, "prot")
 
 
+def test_an_interval_needs_samples(multi_model):
+    cells = joined()
+    rna = of_modality(cells, modalities_of(cells.var)[0])
+    del rna.obs["bulk_labels"]
+    with pytest.raises(InputError, match="n_samples is 0, but must be at least 20"):
+        multi_model.predict_modality(rna, "prot", n_samples=0)
+
+
 def test_a_model_of_rna_has_nothing_to_predict(small_model, example_cells):
     with pytest.raises(InputError, match="fitted to RNA alone"):
         small_model.predict_modality(example_cells)

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, MinLen
+from annotated_types import MinLen
 
 from bdm.commands.base import ModelFolder, OutCells, Summary
-from bdm.settings import InputKeys, Seed
+from bdm.settings import InputKeys, Samples, Seed
 
 
 def predict_modality(
@@ -15,7 +15,7 @@ def predict_modality(
     out: OutCells,
     *,
     modality: Annotated[str, MinLen(1), "Modality of the model to predict, such as `prot`."] = "prot",
-    n_samples: Annotated[int, Ge(20), "Samples of each cell, from which the interval is computed."] = 200,
+    n_samples: Samples = 200,
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bdm._core.errors import InputError
 from bdm._core.parallel import threads, using_threads
+from bdm._core.schema import Setting
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.moments import Normal, matrix_power
@@ -33,7 +34,7 @@ from bdm.model.match import (
     labels_of,
 )
 from bdm.model.model import BranchedModel, generated_noise, record_of_cells
-from bdm.settings import InputKeys
+from bdm.settings import InputKeys, Samples
 
 MAX_BLOCK, MAX_ENTRIES = 256, 2**25  # cells that are predicted together, and samples of their counts
 N_SAMPLES = 200  # posterior samples per cell
@@ -97,6 +98,7 @@ def predict_modality(
     ``upper``, the 90% interval of counts; ``sample``, one draw. ``obsm['populations']`` has the probability of each
     population, in the order of the model; names are as in files, such as ``cell_1`` for ``cell/1``.
     """
+    n_samples = Setting("n_samples", Samples).checked(n_samples)
     var = model.autoencoder.genes.iloc[modality.features]
     var = pd.DataFrame(index=var.index.str.removeprefix(modality.prefix))
     posteriors = [PopulationPosterior.from_model(model, name, modality) for name in model.populations]
