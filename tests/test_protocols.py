@@ -184,8 +184,10 @@ def plate() -> AnnData:
 @pytest.fixture(scope="module")
 def plate_model(plate):
     example("plate_rows")
-    yield bdm.BranchedDiffusion(plate, settings=QUICK).fit()
-    del EFFECTS.registered["plate_rows"]
+    try:
+        yield bdm.BranchedDiffusion(plate, settings=QUICK).fit()
+    finally:  # other tests fit no effect of rows
+        del EFFECTS.registered["plate_rows"]
 
 
 def slope(adata: AnnData, row: np.ndarray) -> float:

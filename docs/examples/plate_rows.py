@@ -22,9 +22,9 @@ class PlateRows(Shift, name="plate_rows"):
 
     @classmethod
     def fit(cls, cells: CellsToFit) -> "PlateRows | None":
-        if "row" not in cells.known:
+        if "row" not in cells.fitted_obs:
             return None
-        latents, row = latent_cells(cells.latent), cells.known["row"].to_numpy(dtype=float)
+        latents, row = latent_cells(cells.latent), cells.fitted_obs["row"].to_numpy(dtype=float)
         means = torch.stack([latents.mean[members].mean(dim=0) for members in latents.members()])
         if cells.extended is not None and "plate_rows" in cells.extended:  # as in the other types
             return replace(cells.extended["plate_rows"], populations=latents.populations, mean=means)
