@@ -292,11 +292,17 @@ def checked_table(model: BranchedModel, cells: Any) -> tuple[pd.DataFrame, pd.Da
 
 
 def with_input_names(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
-    """Rename columns of types, batches and sections that have their names in the training data."""
-    keys = {"cell_type": model.label_key, "batch": model.preparation["batch_key"]}
-    keys[SECTION] = model.preparation["section_key"]
-    used = {name_in(table, key): name for name, key in keys.items() if key and name in input_columns(model)}
-    return table.rename(columns={key: name for key, name in used.items() if name not in table})
+    """Name the columns of types, batches and sections as inputs, if they have their names in the training data.
+
+    A single column may have both batches and sections.
+    """
+    keys, inputs = {"cell_type": model.label_key, "batch": model.preparation["batch_key"]}, input_columns(model)
+    if COORDINATES[0] in table:
+        keys[SECTION] = model.preparation["section_key"]
+    column = {name: name_in(table, key) for name, key in keys.items() if key and name in inputs and name not in table}
+    column = {name: key for name, key in column.items() if key in table}
+    table = table.assign(**{name: table[key] for name, key in column.items()})
+    return table.drop(columns=sorted(set(column.values()) - set(inputs)))
 
 
 def copied_columns(model: BranchedModel, table: pd.DataFrame) -> pd.DataFrame:
